@@ -1,0 +1,1 @@
+"""What the clinic example needs besides its DAG."""

@@ -1,0 +1,1 @@
+"""Policy decisions, and the guard through which every job passes."""

@@ -1,0 +1,255 @@
+"""The audit database: its tables, connections to it and its migrations.
+
+The privacy ledger keeps its tables in the same database (and in the same ``metadata``), so that a release and its audit
+trail cannot part. SQLite is the embedded default, PostgreSQL the shared store; the code above this module is the same.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sql
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine.interfaces import ExceptionContext
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from lepton_airflow.errors import (
+    AuditTampered,
+    AuditUnavailable,
+    ConfigurationError,
+    LeptonError,
+    MissingDependency,
+)
+from lepton_airflow.settings import DATABASE_PASSWORD_VARIABLE, Settings
+
+#: Every table of the database, the privacy ledger's too.
+metadata = sql.MetaData()
+VERSION_TABLE = "lepton_schema_version"
+
+_TIMEOUT_SECONDS = 10
+_READING = "lepton_reading"
+_RETRYABLE_STATES = ("40001", "40P01")  # PostgreSQL: serialization_failure, deadlock_detected
+_NOT_TEXT = "Could not decode"  # how sqlite3's message about a text that is not UTF-8 begins
+_MIGRATION_LOCK = 0x6C6570746F6E00  # an arbitrary constant: "lepton" in hex
+
+row_id = sql.BigInteger().with_variant(sql.Integer(), "sqlite")
+
+#: One row for each event. PostgreSQL's table has one more column, ``xid`` (see migration 0001), for the sealer.
+leaf_table = sql.Table(
+    "lepton_audit_leaf",
+    metadata,
+    sql.Column("id", row_id, sql.Identity(always=True), primary_key=True),
+    sql.Column("event_id", sql.String(36), nullable=False, unique=True),
+    sql.Column("payload", sql.Text, nullable=False),
+    sql.Column("leaf_hash", sql.LargeBinary, nullable=False),
+    sql.Column("tree_index", sql.BigInteger, nullable=True, unique=True),
+    sql.CheckConstraint("length(leaf_hash) = 32", name="lepton_audit_leaf_hash_length"),
+    sqlite_autoincrement=True,
+)
+sql.Index(
+    "lepton_audit_leaf_unsealed",
+    leaf_table.c.id,
+    sqlite_where=leaf_table.c.tree_index.is_(None),
+    postgresql_where=leaf_table.c.tree_index.is_(None),
+)
+
+#: One row for each signed checkpoint; ``frontier`` is the tree's right edge at that size, so that sealing need not
+#: hash the whole log again (it is checked against the signed root before it is used).
+checkpoint_table = sql.Table(
+    "lepton_audit_checkpoint",
+    metadata,
+    sql.Column("tree_size", sql.BigInteger, primary_key=True, autoincrement=False),
+    sql.Column("note", sql.Text, nullable=False),
+    sql.Column("frontier", sql.LargeBinary, nullable=False),
+)
+
+#: The result channel: the last outcome of every run key.
+run_table = sql.Table(
+    "lepton_run",
+    metadata,
+    sql.Column("run_key", sql.Text, primary_key=True),
+    sql.Column("job", sql.Text, nullable=False),
+    sql.Column("spec_digest", sql.Text, nullable=False),
+    sql.Column("status", sql.Text, nullable=False),
+    sql.Column("payload", sql.Text, nullable=False),
+    sql.Column("recorded_at", sql.Text, nullable=False),
+)
+
+
+def connect(settings: Settings, *, check_schema: bool = True) -> sql.Engine:
+    """An engine for the audit database of ``settings``.
+
+    SQLite runs in WAL mode with ``synchronous=FULL``, waits at most 10 seconds for a lock, and begins every transaction
+    with ``BEGIN IMMEDIATE`` (except :func:`reading`'s). PostgreSQL takes its password from the environment variable
+    ``LEPTON_AUDIT_DATABASE_PASSWORD``. Every statement of the engine that fails because the database is away, locked or
+    full raises :class:`AuditUnavailable`; one that fails because the file is damaged raises :class:`AuditTampered`.
+
+    :param check_schema: False only for :func:`migrate`, which makes the schema
+    :raises AuditUnavailable: the database cannot be reached
+    :raises ConfigurationError: not a usable URL, or the schema is not at this package's version
+    :raises MissingDependency: PostgreSQL without psycopg
+    """
+    url = _checked_url(settings)
+    place = url.render_as_string(hide_password=True)
+    if url.get_backend_name() == "sqlite":
+        if check_schema and not Path(url.database or "").exists():
+            raise ConfigurationError(
+                "The audit database does not exist.", place=place, remedy="Run `lepton init` to make it."
+            )
+        engine = sql.create_engine(url, hide_parameters=True, connect_args={"timeout": _TIMEOUT_SECONDS})
+        sql.event.listen(engine, "connect", _configure_sqlite)
+        sql.event.listen(engine, "begin", _begin_sqlite)
+    else:
+        engine = _postgresql_engine(url)
+
+    def typed(context: ExceptionContext) -> BaseException | None:
+        # A ping's failure is the pool's own business: it opens a new connection.
+        return None if context.is_pre_ping else _typed_error(context.original_exception, place)
+
+    sql.event.listen(engine, "handle_error", typed)
+    if check_schema:
+        _check_schema(engine, place)
+    return engine
+
+
+@contextmanager
+def reading(engine: sql.Engine) -> Iterator[sql.Connection]:
+    """A connection that sees one snapshot of the database while it is open, and does not keep writers waiting."""
+    options: dict[str, Any] = {_READING: True}
+    if engine.dialect.name == "postgresql":
+        options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    with engine.connect().execution_options(**options) as connection, connection.begin():
+        yield connection
+
+
+def migrate(engine: sql.Engine) -> None:
+    """Bring the schema to this package's version; safe to call from several processes at once.
+
+    :raises AuditUnavailable: the database cannot be reached
+    """
+    from alembic import command
+
+    config = _migration_config()
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _checked_url(settings: Settings) -> URL:
+    def refused(rule: str) -> ConfigurationError:
+        return ConfigurationError(
+            rule,
+            place="settings: audit_database",
+            remedy="Write sqlite:///<file> or postgresql://<user>@<host>/<database>; "
+            f"a password belongs in the environment variable {DATABASE_PASSWORD_VARIABLE}.",
+        )
+
+    try:
+        url = make_url(settings.audit_database)
+    except ArgumentError:
+        raise refused("The URL of the audit database cannot be read.") from None
+    if url.password is not None:
+        raise refused("The URL of the audit database holds a password.")
+    backend = url.get_backend_name()
+    if backend == "postgresql":
+        return url.set(drivername="postgresql+psycopg", password=os.environ.get(DATABASE_PASSWORD_VARIABLE))
+    if backend != "sqlite":
+        raise refused("The audit database must be SQLite or PostgreSQL.")
+    if url.database in (None, "", ":memory:"):
+        raise refused("An audit database in memory would not outlive the job.")
+    return url.set(drivername="sqlite+pysqlite")
+
+
+def _postgresql_engine(url: URL) -> sql.Engine:
+    try:
+        return sql.create_engine(
+            url,
+            hide_parameters=True,
+            pool_pre_ping=True,
+            connect_args={
+                "connect_timeout": _TIMEOUT_SECONDS,
+                "tcp_user_timeout": 3 * _TIMEOUT_SECONDS * 1000,
+                "options": f"-c lock_timeout={_TIMEOUT_SECONDS}s -c synchronous_commit=on -c timezone=UTC",
+            },
+        )
+    except ModuleNotFoundError:
+        raise MissingDependency(
+            "PostgreSQL needs the psycopg library.",
+            place="settings: audit_database",
+            remedy="Install lepton-airflow[postgres].",
+        ) from None
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # SQLAlchemy's "begin" event starts transactions, not the driver
+    try:
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+    except UnicodeDecodeError:
+        # The driver chokes on the message about a damaged schema when it quotes it.
+        raise sqlite3.DatabaseError(_NOT_TEXT) from None
+
+
+def _begin_sqlite(connection: sql.Connection) -> None:
+    # IMMEDIATE takes the write lock at once: a transaction that reads first and writes later could not wait for it.
+    reading_only = connection.get_execution_options().get(_READING)
+    connection.exec_driver_sql("BEGIN" if reading_only else "BEGIN IMMEDIATE")
+
+
+def _typed_error(error: BaseException, place: str) -> LeptonError | None:
+    """What a driver's error means to a caller; None for those that stay what they are (a broken constraint, a bug)."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if isinstance(error, (sqlite3.Error, UnicodeDecodeError)):
+        code = getattr(error, "sqlite_errorname", None) or ""
+        unreadable = isinstance(error, UnicodeDecodeError) or str(error).startswith(_NOT_TEXT)
+        if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or unreadable:
+            return AuditTampered(
+                f"The database file is damaged ({code or 'text that is not UTF-8'}).",
+                place=place,
+                remedy="Keep the file as evidence, run `lepton audit verify`, and restore it from a backup.",
+            )
+        reason = code
+    else:
+        state = getattr(error, "sqlstate", None)
+        if state in _RETRYABLE_STATES:
+            return None
+        reason = f"SQLSTATE {state}" if state else str(error).partition("\n")[0]
+    if not names & {"OperationalError", "InterfaceError"}:
+        return None
+    return AuditUnavailable(
+        f"The audit database is not available ({reason or type(error).__name__}).",
+        place=place,
+        remedy="Nothing is done without the audit. Check that it runs, is reachable, has space and is not locked.",
+    )
+
+
+def _migration_config() -> Any:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _check_schema(engine: sql.Engine, place: str) -> None:
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    head = ScriptDirectory.from_config(_migration_config()).get_current_head()
+    with reading(engine) as connection:
+        current = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_heads()
+    if current != (head,):
+        raise ConfigurationError(
+            f"The schema of the audit database is {', '.join(current) or 'missing'}; this package needs {head}.",
+            place=place,
+            remedy="Run `lepton init` for a new database, `lepton audit migrate` for an older one.",
+        )

@@ -1,0 +1,159 @@
+"""The Merkle tree of RFC 6962 section 2.1 over SHA-256: roots, inclusion and consistency proofs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+HASH_BYTES = 32
+EMPTY_ROOT = hashlib.sha256(b"").digest()
+
+
+def leaf_hash(data: bytes) -> bytes:
+    """The hash of a leaf; the prefix keeps leaves and nodes apart (second-preimage resistance)."""
+    return hashlib.sha256(b"\x00" + data).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """The hash of an inner node."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+class Frontier:
+    """The right edge of a growing tree: all that is needed to add leaves and to compute the root, O(log n) hashes.
+
+    ``nodes`` are the roots of the complete subtrees, largest first: one for each set bit of ``size``.
+
+    :param size: number of leaves
+    :param nodes: as above
+    :raises ValueError: the number of nodes does not fit the size
+    """
+
+    def __init__(self, size: int = 0, nodes: Iterable[bytes] = ()) -> None:
+        self.size = size
+        self._nodes = list(nodes)
+        if len(self._nodes) != size.bit_count() or any(len(node) != HASH_BYTES for node in self._nodes):
+            raise ValueError("the nodes do not fit the size of the tree")
+
+    @property
+    def nodes(self) -> tuple[bytes, ...]:
+        return tuple(self._nodes)
+
+    def append(self, hashed: bytes) -> None:
+        """Add one leaf, given as its leaf hash."""
+        size = self.size
+        while size & 1:
+            hashed = node_hash(self._nodes.pop(), hashed)
+            size >>= 1
+        self._nodes.append(hashed)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """The root of the tree so far."""
+        if not self._nodes:
+            return EMPTY_ROOT
+        hashed = self._nodes[-1]
+        for node in reversed(self._nodes[:-1]):
+            hashed = node_hash(node, hashed)
+        return hashed
+
+
+def root(leaves: Iterable[bytes]) -> bytes:
+    """The root over leaf hashes."""
+    frontier = Frontier()
+    for hashed in leaves:
+        frontier.append(hashed)
+    return frontier.root()
+
+
+def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
+    """The audit path of leaf ``index`` (RFC 6962 section 2.1.1), from the leaf upwards.
+
+    :param leaves: leaf hashes
+    :raises ValueError: no such leaf
+    """
+    if not 0 <= index < len(leaves):
+        raise ValueError("no such leaf in the tree")
+    if len(leaves) == 1:
+        return []
+    split = _split(len(leaves))
+    if index < split:
+        return [*inclusion_proof(leaves[:split], index), root(leaves[split:])]
+    return [*inclusion_proof(leaves[split:], index - split), root(leaves[:split])]
+
+
+def verify_inclusion(*, leaf: bytes, index: int, size: int, proof: Sequence[bytes], root_hash: bytes) -> bool:
+    """Whether ``leaf`` (a leaf hash) is leaf ``index`` of the tree of that size and root (RFC 9162 section 2.1.3.2)."""
+    if not 0 <= index < size:
+        return False
+    node, last, hashed = index, size - 1, leaf
+    for sibling in proof:
+        if last == 0:
+            return False
+        if node & 1 or node == last:
+            hashed = node_hash(sibling, hashed)
+            while not node & 1 and node:
+                node >>= 1
+                last >>= 1
+        else:
+            hashed = node_hash(hashed, sibling)
+        node >>= 1
+        last >>= 1
+    return last == 0 and hashed == root_hash
+
+
+def consistency_proof(leaves: Sequence[bytes], old_size: int) -> list[bytes]:
+    """The proof that the first ``old_size`` leaves are a prefix of ``leaves`` (RFC 6962 section 2.1.2).
+
+    :raises ValueError: ``old_size`` is not between 0 and the number of leaves
+    """
+    if not 0 <= old_size <= len(leaves):
+        raise ValueError("no such older tree")
+    return _subproof(leaves, old_size, complete=True) if old_size else []
+
+
+def verify_consistency(*, old_size: int, old_root: bytes, size: int, root_hash: bytes, proof: Sequence[bytes]) -> bool:
+    """Whether the tree of ``size`` extends the one of ``old_size`` (RFC 9162 section 2.1.4.2)."""
+    if not 0 <= old_size <= size:
+        return False
+    if old_size == 0:
+        return not proof and old_root == EMPTY_ROOT
+    if old_size == size:
+        return not proof and old_root == root_hash
+    path = list(proof)
+    if old_size & (old_size - 1) == 0:
+        path.insert(0, old_root)  # a complete subtree of the new tree: the proof leaves it out
+    if not path:
+        return False
+    node, last = old_size - 1, size - 1
+    while node & 1:
+        node >>= 1
+        last >>= 1
+    old = new = path[0]
+    for sibling in path[1:]:
+        if last == 0:
+            return False
+        if node & 1 or node == last:
+            old, new = node_hash(sibling, old), node_hash(sibling, new)
+            while not node & 1 and node:
+                node >>= 1
+                last >>= 1
+        else:
+            new = node_hash(new, sibling)
+        node >>= 1
+        last >>= 1
+    return last == 0 and old == old_root and new == root_hash
+
+
+def _subproof(leaves: Sequence[bytes], old_size: int, *, complete: bool) -> list[bytes]:
+    if old_size == len(leaves):
+        return [] if complete else [root(leaves)]
+    split = _split(len(leaves))
+    if old_size <= split:
+        return [*_subproof(leaves[:split], old_size, complete=complete), root(leaves[split:])]
+    return [*_subproof(leaves[split:], old_size - split, complete=False), root(leaves[:split])]
+
+
+def _split(size: int) -> int:
+    """The largest power of two smaller than ``size``."""
+    return 1 << ((size - 1).bit_length() - 1)

@@ -1,0 +1,122 @@
+"""Follows every producer's numbers and hashes through the log, to see events that were lost or changed before sealing."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from lepton_airflow.audit.canonical import parse_canonical
+from lepton_airflow.audit.event import SCHEMA
+from lepton_airflow.audit.findings import Finding, Leaf
+from lepton_airflow.audit.log import PRODUCER, event_id_of
+from lepton_airflow.errors import InvalidData
+
+#: Of a longer run of missing numbers, only so many events are named.
+_LONGEST_GAP = 16
+
+
+@dataclass
+class _Producer:
+    """What has been seen of one producer; ``missing`` holds [start, stop) of numbers that were skipped."""
+
+    next_sequence: int = 0
+    last: Leaf | None = None
+    missing: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Producers:
+    """Fed with the leaves in the order of the log. Memory grows with the producers that have not closed."""
+
+    def __init__(self) -> None:
+        self._open: dict[uuid.UUID, _Producer] = {}
+        self._finished: list[tuple[uuid.UUID, _Producer]] = []
+        self._untrusted: set[str] = set()
+
+    @property
+    def open_count(self) -> int:
+        """Producers without a closing event."""
+        return len(self._open)
+
+    def check(self, leaf: Leaf) -> Iterator[Finding]:
+        """Take in a leaf whose payload is the one that was hashed; yield what is wrong with it or its predecessor."""
+        try:
+            event = parse_canonical(leaf.payload)
+            producer_id, sequence, previous, counted = _producer_fields(event)
+        except (InvalidData, KeyError, TypeError, ValueError, AttributeError):
+            yield Finding("malformed", leaf.position, f"The payload is not canonical JSON of the schema {SCHEMA}.")
+            return
+        if event["event_id"] != event_id_of(producer_id, sequence):
+            yield Finding("malformed", leaf.position, "The event's id does not follow from its producer and number.")
+        if event["event_id"] != leaf.event_id:
+            yield Finding("edited", leaf.position, "The event id beside the payload is not the payload's.")
+        producer = self._open.setdefault(producer_id, _Producer())
+        if sequence < producer.next_sequence:
+            if not _fill(producer.missing, sequence):
+                yield Finding("malformed", leaf.position, "Its producer has used this number before.")
+            return
+        if sequence > producer.next_sequence:
+            producer.missing.append((producer.next_sequence, sequence))
+        elif previous not in _hashes(producer.last):
+            before = producer.last.position if producer.last else leaf.position
+            yield Finding("edited", before, "The producer's next event names another hash for it.")
+        producer.next_sequence = sequence + 1
+        producer.last = leaf
+        if counted is not None:
+            if counted != sequence:
+                yield Finding("malformed", leaf.position, "The closing event does not count the events before it.")
+            del self._open[producer_id]
+            self._finished += [(producer_id, producer)] if producer.missing else []
+
+    def skip(self, leaf: Leaf) -> None:
+        """Take in a leaf whose payload cannot be trusted: the event id beside it says whose it was."""
+        for producer_id, producer in self._open.items():
+            if event_id_of(producer_id, producer.next_sequence) == leaf.event_id:
+                producer.next_sequence += 1
+                producer.last = leaf
+                return
+        self._untrusted.add(leaf.event_id)
+
+    def missing(self) -> Iterator[Finding]:
+        """The events that the numbers say were written and that are not there."""
+        for producer_id, producer in [*self._finished, *self._open.items()]:
+            for start, stop in producer.missing:
+                named = ((number, event_id_of(producer_id, number)) for number in range(start, stop))
+                listed = [
+                    (number, event) for number, event in islice(named, _LONGEST_GAP) if event not in self._untrusted
+                ]
+                for number, event in listed:
+                    text = f"Its producer {producer_id} wrote it as number {number}; the log does not have it."
+                    yield Finding("missing", f"event {event}", text)
+                if stop - start > _LONGEST_GAP:
+                    where = f"numbers {start + _LONGEST_GAP} to {stop - 1} of producer {producer_id}"
+                    yield Finding("missing", where, "They were written; the log does not have them.")
+
+
+def _producer_fields(event: Any) -> tuple[uuid.UUID, int, str | None, int | None]:
+    """The producer's id, the event's number, its predecessor's hash, and the count of a closing event."""
+    producer = event["producer"]
+    sequence, previous = producer["sequence"], producer["previous"]
+    closing = event["phase"] == "close" and event["action"] == PRODUCER
+    count = event["counts"]["events"] if closing else None
+    if event["schema"] != SCHEMA or type(sequence) is not int or sequence < 0:
+        raise ValueError("not an event of this schema")
+    return uuid.UUID(producer["id"]), sequence, previous, count
+
+
+def _hashes(leaf: Leaf | None) -> tuple[str | None, ...]:
+    """What the next event may name. That a leaf's two hashes differ is a finding of its own; either may be the true one."""
+    return (None,) if leaf is None else (leaf.stored_hash.hex(), leaf.actual_hash.hex())
+
+
+def _fill(missing: list[tuple[int, int]], sequence: int) -> bool:
+    """Strike ``sequence`` off the skipped numbers; False when it was not one of them."""
+    for position, (start, stop) in enumerate(missing):
+        if start <= sequence < stop:
+            missing[position : position + 1] = [
+                piece for piece in ((start, sequence), (sequence + 1, stop)) if piece[0] < piece[1]
+            ]
+            return True
+    return False

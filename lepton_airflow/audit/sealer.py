@@ -1,0 +1,176 @@
+"""The sealer: puts new leaves in order, extends the Merkle tree, signs a checkpoint and copies it elsewhere.
+
+One sealer works at a time; a second one waits for it. Writers are not held up on PostgreSQL, and on SQLite only for as long as
+a seal takes. The tree takes the hashes that the writers stored: a payload that was edited before it was sealed
+stays visible as an edit for ever, instead of being signed as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sql
+
+from lepton_airflow.audit.checkpoint import Checkpoint, Signer, Verifier
+from lepton_airflow.audit.database import checkpoint_table, leaf_table, reading
+from lepton_airflow.audit.export import Export
+from lepton_airflow.audit.merkle import HASH_BYTES, Frontier
+from lepton_airflow.errors import AuditTampered
+
+_CHUNK = 5000
+_SEALER_LOCK = 0x6C6570746F6E01  # as database._MIGRATION_LOCK, for sealers
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """The tree as the latest checkpoint in the database signed it."""
+
+    checkpoint: Checkpoint | None
+    frontier: Frontier
+
+
+def seal(engine: sql.Engine, *, signer: Signer, exports: Sequence[Path]) -> Checkpoint:
+    """Seal every committed event that is not sealed yet; with none, only bring the exports up to date.
+
+    The checkpoint is durable in the database before it is copied, so an export is never ahead of an honest database.
+
+    :param exports: folders outside the database
+    :returns: the latest checkpoint
+    :raises AuditTampered: the database contradicts its own checkpoint or an exported one; nothing is signed then
+    :raises AuditUnavailable: the database or an export cannot be reached; what was signed stays in the database
+    """
+    places = [Export(folder) for folder in exports]
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_SEALER_LOCK)))
+        tree = _load(connection, signer.verifier)
+        for place in places:
+            _exported_size(place, connection=connection, verifier=signer.verifier, sealed=tree.frontier.size)
+        _extend(connection, tree.frontier)
+        checkpoint = Checkpoint(signer.name, tree.frontier.size, tree.frontier.root())
+        if checkpoint != tree.checkpoint:
+            row = {
+                "tree_size": checkpoint.tree_size,
+                "note": checkpoint.sign(signer),
+                "frontier": b"".join(tree.frontier.nodes),
+            }
+            connection.execute(checkpoint_table.insert().values(row))
+    with reading(engine) as connection:
+        for place in places:
+            _copy(connection, place, verifier=signer.verifier, size=checkpoint.tree_size)
+    return checkpoint
+
+
+def _load(connection: sql.Connection, verifier: Verifier) -> _Tree:
+    row = connection.execute(
+        sql.select(checkpoint_table).order_by(checkpoint_table.c.tree_size.desc()).limit(1)
+    ).one_or_none()
+    checkpoint = None if row is None else Checkpoint.verify(row.note, verifier)
+    size = 0 if checkpoint is None else checkpoint.tree_size
+    last = connection.scalar(sql.select(sql.func.max(leaf_table.c.tree_index)))
+    if size != (0 if last is None else last + 1) or (row is not None and row.tree_size != size):
+        raise _tampered("The sealed events are not as many as the latest checkpoint signs.", "audit database")
+    if checkpoint is None or row is None:
+        return _Tree(None, Frontier())
+    frontier = _stored_frontier(row.frontier, checkpoint) or _recomputed_frontier(connection)
+    if frontier.size != size or frontier.root() != checkpoint.root_hash:
+        raise _tampered("The sealed events are not those that the latest checkpoint signs.", "audit database")
+    return _Tree(checkpoint, frontier)
+
+
+def _stored_frontier(data: bytes, checkpoint: Checkpoint) -> Frontier | None:
+    """The stored right edge, if the signed root bears it out."""
+    nodes = [data[start : start + HASH_BYTES] for start in range(0, len(data), HASH_BYTES)]
+    try:
+        frontier = Frontier(checkpoint.tree_size, nodes)
+    except ValueError:
+        return None
+    return frontier if frontier.root() == checkpoint.root_hash else None
+
+
+def _recomputed_frontier(connection: sql.Connection) -> Frontier:
+    frontier = Frontier()
+    query = (
+        sql.select(leaf_table.c.leaf_hash).where(leaf_table.c.tree_index.is_not(None)).order_by(leaf_table.c.tree_index)
+    )
+    for row in connection.execute(query):
+        frontier.append(row.leaf_hash)
+    return frontier
+
+
+def _exported_size(place: Export, *, connection: sql.Connection, verifier: Verifier, sealed: int) -> int:
+    """The size of the export's latest checkpoint, which must be one of the database's.
+
+    :raises AuditTampered: the export knows of more events than the database, or of others
+    """
+    note = place.latest()
+    if note is None:
+        return 0
+    exported = Checkpoint.verify(note, verifier, place=str(place.folder))
+    if exported.tree_size > sealed:
+        raise _tampered(
+            f"It holds a signed checkpoint of {exported.tree_size} events; the database has {sealed} sealed: events were"
+            " removed, or the database was restored from an older copy.",
+            str(place.folder),
+        )
+    own = connection.scalar(
+        sql.select(checkpoint_table.c.note).where(checkpoint_table.c.tree_size == exported.tree_size)
+    )
+    if own is None or Checkpoint.verify(own, verifier) != exported:
+        raise _tampered(
+            f"It holds a signed checkpoint of {exported.tree_size} events that the database does not have.",
+            str(place.folder),
+        )
+    return exported.tree_size
+
+
+def _extend(connection: sql.Connection, frontier: Frontier) -> None:
+    """Give every unsealed leaf its position, in the order of the table, and add it to the tree."""
+    unsealed = (
+        sql.select(leaf_table.c.id, leaf_table.c.leaf_hash)
+        .where(leaf_table.c.tree_index.is_(None))
+        .order_by(leaf_table.c.id)
+        .limit(_CHUNK)
+    )
+    if connection.dialect.name == "postgresql":
+        # See migration 0001: rows that a transaction still running may yet precede wait for the next seal.
+        unsealed = unsealed.where(sql.text("xid < pg_snapshot_xmin(pg_current_snapshot())"))
+    place = (
+        leaf_table.update().where(leaf_table.c.id == sql.bindparam("row")).values(tree_index=sql.bindparam("position"))
+    )
+    while rows := connection.execute(unsealed).all():
+        connection.execute(
+            place, [{"row": row.id, "position": frontier.size + offset} for offset, row in enumerate(rows)]
+        )
+        for row in rows:
+            if len(row.leaf_hash) != HASH_BYTES:
+                raise _tampered("The recorded hash of an event is not a hash.", f"row {row.id} of {leaf_table.name}")
+            frontier.append(row.leaf_hash)
+
+
+def _copy(connection: sql.Connection, place: Export, *, verifier: Verifier, size: int) -> None:
+    """Bring an export up to the checkpoint of ``size``."""
+
+    def leaf_hashes(start: int, stop: int) -> bytes:
+        rows = connection.execute(
+            sql.select(leaf_table.c.leaf_hash)
+            .where(leaf_table.c.tree_index >= start, leaf_table.c.tree_index < stop)
+            .order_by(leaf_table.c.tree_index)
+        )
+        return b"".join(row.leaf_hash for row in rows)
+
+    note = place.latest()
+    since = 0 if note is None else Checkpoint.verify(note, verifier, place=str(place.folder)).tree_size
+    newer = checkpoint_table.c.tree_size > since if note is not None else sql.true()
+    notes = connection.execute(
+        sql.select(checkpoint_table.c.tree_size, checkpoint_table.c.note)
+        .where(newer, checkpoint_table.c.tree_size <= size)
+        .order_by(checkpoint_table.c.tree_size)
+    ).all()
+    place.write(since=since, notes=[(row.tree_size, row.note) for row in notes], leaf_hashes=leaf_hashes)
+
+
+def _tampered(rule: str, place: str) -> AuditTampered:
+    return AuditTampered(rule, place=place, remedy="Nothing was signed. Run `lepton audit verify` for the details.")

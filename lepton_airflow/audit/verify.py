@@ -1,0 +1,312 @@
+"""Verification: recompute everything from the payloads and hold it against every signed checkpoint.
+
+It finds and locates edits, deletions, insertions, moves, a cut tail and a full rewrite of sealed events, as long as one
+export survives that the attacker could not write to; and events that were lost or changed before they were sealed, when
+a later event of their producer is there. It cannot see: events cut off the end of a producer that has not closed,
+before they were sealed; events that someone who can write to the database adds in a new producer's name; and a log
+that was taken back to an older signed checkpoint together with every export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sql
+
+from lepton_airflow.audit.checkpoint import Checkpoint, Verifier
+from lepton_airflow.audit.database import checkpoint_table, leaf_table, reading
+from lepton_airflow.audit.export import Export
+from lepton_airflow.audit.findings import Finding, Leaf, VerificationReport, leaves
+from lepton_airflow.audit.locate import Placed, locate
+from lepton_airflow.audit.merkle import EMPTY_ROOT, HASH_BYTES, Frontier, leaf_hash, root
+from lepton_airflow.audit.producers import Producers
+from lepton_airflow.errors import AuditTampered
+
+__all__ = ["Finding", "VerificationReport", "verify"]
+
+_CHUNK = 1000
+_LONGEST_LIST = 16
+_DISAGREE = "The payload and the hash recorded beside it do not agree."
+_HASH_CHANGED = "The hash recorded beside it was changed; the payload is as it was sealed."
+
+
+def verify(
+    engine: sql.Engine,
+    *,
+    verifier: Verifier,
+    exports: Sequence[Path],
+    progress: Callable[[int, int], None] | None = None,
+) -> VerificationReport:
+    """Verify the whole log in one snapshot of the database; neither writers nor the sealer wait for it.
+
+    :param verifier: the sealer's public key, from a place that the database's owner cannot change
+    :param exports: the folders to which the sealer copies its checkpoints
+    :param progress: called with the number of events checked and of all events
+    :raises AuditUnavailable: the database or an export cannot be reached
+    """
+    verification = _Verification(verifier=verifier, exports=[Export(folder) for folder in exports])
+    # The exports come first: a database that is read after them is never behind them, unless it was cut.
+    verification.read_exports()
+    try:
+        with reading(engine) as connection:
+            verification.read_checkpoints(connection)
+            verification.read_leaves(connection, progress)
+            verification.judge_tree(connection)
+            verification.check_file(connection)
+    except AuditTampered as damage:
+        verification.add("damaged", damage.place, f"{damage.rule} What lies behind it could not be read.")
+    return verification.report()
+
+
+@dataclass
+class _Verification:
+    """The state of one verification.
+
+    :param signed: validly signed roots by tree size, those of the exports before those of the database
+    :param confirmed: the largest size at which the recomputed root is the signed one
+    :param contradicted: the smallest size at which it is not
+    :param gaps: what the positions alone show; superseded by what a signed list of leaf hashes shows
+    :param uncovered: positions of leaves beyond every signed checkpoint
+    :param disagreeing: sealed leaves whose payload and recorded hash do not agree: their texts by position in the tree
+    """
+
+    verifier: Verifier
+    exports: Sequence[Export]
+    findings: dict[tuple[str, str], Finding] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    signed: dict[int, list[bytes]] = field(default_factory=dict)
+    exported: dict[Path, set[int]] = field(default_factory=dict)
+    unsealed: int = 0
+    next_index: int = 0
+    confirmed: int = 0
+    contradicted: int | None = None
+    gaps: list[Finding] = field(default_factory=list)
+    uncovered: list[str] = field(default_factory=list)
+    disagreeing: dict[int, str] = field(default_factory=dict)
+    frontier: Frontier = field(default_factory=Frontier)
+    producers: Producers = field(default_factory=Producers)
+
+    def add(self, kind: str, position: str, text: str) -> None:
+        self.findings.setdefault((kind, position), Finding(kind, position, text))
+
+    @property
+    def size(self) -> int:
+        """The size of the latest validly signed checkpoint, wherever it is."""
+        return max(self.signed, default=0)
+
+    def report(self) -> VerificationReport:
+        if self.unsealed:
+            self.notes.append(f"{self.unsealed} events are not sealed yet: no signed checkpoint covers them.")
+        return VerificationReport(
+            ok=not self.findings,
+            tree_size=self.size,
+            root=self.signed.get(self.size, [EMPTY_ROOT])[0].hex(),
+            unsealed=self.unsealed,
+            findings=tuple(self.findings.values()),
+            notes=tuple(self.notes),
+            signed_by=self.verifier.name if self.signed else None,
+        )
+
+    def read_exports(self) -> None:
+        for export in self.exports:
+            checkpoints = [self._checkpoint(note, str(file)) for file, note in export.notes()]
+            self.exported[export.folder] = {found.tree_size for found in checkpoints if found is not None}
+        if not self.exports:
+            self.notes.append("There is no export: a cut tail of the log would not show.")
+
+    def read_checkpoints(self, connection: sql.Connection) -> None:
+        """Check the database's own checkpoints, and that they and the exported ones are the same."""
+        own: set[int] = set()
+        columns = checkpoint_table.c
+        for row in connection.execute(sql.select(columns.tree_size, _raw(connection, columns.note).label("note"))):
+            position = f"checkpoint {row.tree_size} of the database"
+            checkpoint = self._checkpoint(row.note.decode(errors="replace"), position)
+            if checkpoint is not None and checkpoint.tree_size != row.tree_size:
+                self.add("checkpoint", position, f"It is signed for {checkpoint.tree_size} events.")
+            own.add(row.tree_size)
+        for folder, sizes in self.exported.items():
+            for size in sorted(sizes - own):
+                self.add("checkpoint", f"checkpoint {size}", f"{folder} holds it, signed; the database does not.")
+            if own and not sizes:
+                self.add(
+                    "export",
+                    str(folder),
+                    "It holds no valid checkpoint, although the log was sealed. If it is new, `lepton audit seal` fills it.",
+                )
+            elif max(own, default=0) > max(sizes, default=0):
+                self.notes.append(f"{folder} lacks the latest checkpoint; `lepton audit seal` copies it.")
+
+    def _checkpoint(self, note: str, position: str) -> Checkpoint | None:
+        try:
+            checkpoint = Checkpoint.verify(note, self.verifier, place=position)
+        except AuditTampered as error:
+            self.add("signature", position, error.rule)
+            return None
+        roots = self.signed.setdefault(checkpoint.tree_size, [])
+        if checkpoint.root_hash not in roots:
+            roots.append(checkpoint.root_hash)
+        if len(roots) > 1:
+            self.add("fork", f"checkpoint {checkpoint.tree_size}", "Two different roots are signed for this size.")
+        return checkpoint
+
+    def read_leaves(self, connection: sql.Connection, progress: Callable[[int, int], None] | None) -> None:
+        """Recompute the tree, and follow the producers through sealed and unsealed events."""
+        total = connection.scalar(sql.select(sql.func.count()).select_from(leaf_table)) or 0
+        self._compare_root()
+        both = chain(_leaves(connection, sealed=True), _leaves(connection, sealed=False))
+        for done, leaf in enumerate(both):
+            if leaf.tree_index is not None:
+                self._take_sealed(leaf, leaf.tree_index)
+            else:
+                self.unsealed += 1
+            if leaf.actual_hash == leaf.stored_hash:
+                for finding in self.producers.check(leaf):
+                    self.add(finding.kind, finding.position, finding.text)
+            else:
+                self.producers.skip(leaf)
+                if leaf.tree_index is None:
+                    self.add("edited", leaf.position, _DISAGREE)
+            if progress is not None and (done % _CHUNK == 0 or done == total - 1):
+                progress(done + 1, total)
+        for finding in self.producers.missing():
+            self.add(finding.kind, finding.position, finding.text)
+        if self.producers.open_count:
+            self.notes.append(
+                f"{self.producers.open_count} producers have not closed (they still run, or were killed): events cut"
+                " off their ends before sealing would not show."
+            )
+
+    def _take_sealed(self, leaf: Leaf, index: int) -> None:
+        if index > self.next_index:
+            where = leaves(self.next_index, index - 1)
+            self.gaps.append(Finding("deleted", where, "What was sealed here is gone."))
+        elif index < self.next_index:
+            self.gaps.append(Finding("inserted", leaf.position, "The log has no such position."))
+        if index >= self.size:
+            self.uncovered.append(leaf.position)
+        self.next_index = max(self.next_index, index + 1)
+        self.frontier.append(leaf.actual_hash)
+        if not self.gaps:
+            self._compare_root()
+        if leaf.actual_hash != leaf.stored_hash:
+            self.disagreeing[index] = leaf.position
+
+    def _compare_root(self) -> None:
+        roots = self.signed.get(self.frontier.size)
+        if not roots:
+            return
+        if roots == [self.frontier.root()]:
+            self.confirmed = self.frontier.size
+        elif self.contradicted is None:
+            self.contradicted = self.frontier.size
+
+    def judge_tree(self, connection: sql.Connection) -> None:
+        """Locate what the roots and the positions say is wrong with the sealed events."""
+        self._judge_unsigned()
+        if self.next_index < self.size:
+            text = "What was sealed here, the end of the log, is gone."
+            self.gaps.append(Finding("truncated", leaves(self.next_index, self.size - 1), text))
+        if self.contradicted is None and not self.gaps:
+            for position in self.disagreeing.values():
+                self.add("edited", position, _HASH_CHANGED)
+            return
+        reference = self._reference(connection)
+        if reference is None:
+            self._judge_without_reference()
+            return
+        known = len(reference) // HASH_BYTES
+        if known < self.size:
+            self.notes.append(f"Changes from leaf {known} on could not be told apart: no export has their hashes.")
+        rows = [
+            Placed(leaf.tree_index, leaf.event_id, leaf.actual_hash)
+            for leaf in _leaves(connection, sealed=True)
+            if leaf.tree_index is not None and (known == self.size or leaf.tree_index < known)
+        ]
+        found = list(locate(reference, rows))
+        for finding in found:
+            self.add(finding.kind, finding.position, finding.text)
+        for row in rows:
+            as_sealed = reference[row.index * HASH_BYTES : (row.index + 1) * HASH_BYTES] == row.actual_hash
+            if as_sealed and row.index in self.disagreeing:
+                self.add("edited", self.disagreeing[row.index], _HASH_CHANGED)
+        if not found and self.contradicted is not None:
+            self.add("fork", f"checkpoint {self.contradicted}", "It is signed, but it is not of this log.")
+
+    def check_file(self, connection: sql.Connection) -> None:
+        """Let SQLite hold its indices against its rows: verification reads through the former, others may not."""
+        if connection.dialect.name == "sqlite":
+            for table in (leaf_table.name, checkpoint_table.name):
+                for line in connection.exec_driver_sql(f"PRAGMA integrity_check('{table}')").scalars():
+                    if line != "ok":
+                        self.add("damaged", f"table {table}", f"SQLite's own check says: {line}.")
+
+    def _judge_unsigned(self) -> None:
+        text = "It has a position in the tree, but no signed checkpoint covers it."
+        if len(self.uncovered) > _LONGEST_LIST:
+            self.add("unsigned", leaves(self.size, self.next_index - 1), text)
+        else:
+            for position in self.uncovered:
+                self.add("unsigned", position, text)
+
+    def _judge_without_reference(self) -> None:
+        for finding in self.gaps:
+            self.add(finding.kind, finding.position, finding.text)
+        for position in self.disagreeing.values():
+            self.add("edited", position, _DISAGREE)
+        if self.contradicted is not None:
+            text = "Their root is not the signed one; without the leaf hashes of an export it cannot be told which."
+            self.add("unlocated", leaves(self.confirmed, self.contradicted - 1), text)
+
+    def _reference(self, connection: sql.Connection) -> bytes | None:
+        """A list of leaf hashes with a signed root: an export's if one has it, else the hashes beside the payloads."""
+        for export in self.exports:
+            for size in sorted({self.size, *self.exported[export.folder]}, reverse=True)[:2]:
+                hashes = export.leaf_hashes(size)
+                if hashes is not None and self._is_signed(size, hashes):
+                    return hashes
+        hashes = b"".join(leaf.stored_hash for leaf in _leaves(connection, sealed=True))[: self.size * HASH_BYTES]
+        return hashes if self._is_signed(self.size, hashes) else None
+
+    def _is_signed(self, size: int, hashes: bytes) -> bool:
+        parts = (hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES))
+        return len(hashes) == size * HASH_BYTES and root(parts) in self.signed.get(size, [])
+
+
+def _leaves(connection: sql.Connection, *, sealed: bool) -> Iterator[Leaf]:
+    """The sealed leaves in the order of the tree, or the others in the order of the table."""
+    columns = leaf_table.c
+    query = sql.select(
+        columns.id,
+        columns.tree_index,
+        _raw(connection, columns.event_id).label("event_id"),
+        _raw(connection, columns.payload).label("payload"),
+        _raw(connection, columns.leaf_hash).label("leaf_hash"),
+    )
+    if sealed:
+        query = query.where(columns.tree_index.is_not(None)).order_by(columns.tree_index)
+    else:
+        query = query.where(columns.tree_index.is_(None)).order_by(columns.id)
+    for row in connection.execution_options(yield_per=_CHUNK).execute(query):
+        index = row.tree_index
+        yield Leaf(
+            row=row.id,
+            event_id=(row.event_id or b"").decode(errors="replace"),
+            payload=row.payload or b"",
+            stored_hash=row.leaf_hash or b"",
+            actual_hash=leaf_hash(row.payload or b""),
+            # A damaged SQLite file can hold any type here; what is no position is none in the tree.
+            tree_index=index if index is None or type(index) is int else -1,
+        )
+
+
+def _raw(connection: sql.Connection, column: sql.Column[Any]) -> sql.ColumnElement[bytes]:
+    """The bytes of a column as they are stored: a changed byte may have made them something else than text."""
+    if connection.dialect.name == "sqlite":
+        return sql.cast(column, sql.LargeBinary)
+    if isinstance(column.type, sql.LargeBinary):
+        return column
+    return sql.func.convert_to(column, "UTF8", type_=sql.LargeBinary)

@@ -1,0 +1,1 @@
+"""Column encryption over Arrow arrays, in Google Tink's wire format."""

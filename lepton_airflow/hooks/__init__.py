@@ -1,0 +1,1 @@
+"""The Airflow hook behind the Lepton connection."""

@@ -1,0 +1,203 @@
+"""Retrain a classifier against attack, from a protected table to a champion behind a gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
+
+from lepton_airflow.errors import InvalidData, SpecError
+from lepton_airflow.jobs.spec import JobSpec, TableReference
+from lepton_airflow.models.plan import EvaluationPlan, GatePlan, LinfThreatModel, RetrainingPlan, TrainingPlan
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from lepton_airflow.jobs.runner import Job
+    from lepton_airflow.models.artefact import ModelFolder
+
+
+class RetrainModelSpec(JobSpec):
+    """What to learn from which columns, against which attacker, and what the result must reach.
+
+    The model is trained on the distinct combinations of privacy unit, features and label: rows that repeat one, such
+    as the same measurements at every visit of a patient, count once. All examples of a unit are either trained on or
+    tested on.
+
+    :param source: the protected table. Encrypted features and labels are decrypted in memory only; the unit stays
+        encrypted
+    :param privacy_unit: the column that identifies the person
+    :param label_column: the column with the class
+    :param classes: the labels that may occur, in the order of the model's outputs; at least two, all of one type
+    :param features: columns of numbers, in the order of the model's inputs
+    :param threat_model: how far an attacker may move an example
+    :param training: how the model is trained
+    :param evaluation: how it is attacked
+    :param gate: what it must reach to replace the champion
+    :param target: the champion's folder, on a file system that the Spark driver has mounted
+    :param seed: fixes weights, batches, attack starts and the split, so that a run can be repeated; by default they
+        come from the operating system. It protects nothing, which is why a spec may hold one: neither noise nor a key
+        ever comes from it. Who knows it can tell which units were tested on
+    """
+
+    source: TableReference
+    privacy_unit: str = Field(min_length=1)
+    label_column: str = Field(min_length=1)
+    classes: tuple[StrictBool | StrictInt | StrictStr, ...] = Field(min_length=2)
+    features: tuple[str, ...] = Field(min_length=1)
+    threat_model: LinfThreatModel
+    training: TrainingPlan = TrainingPlan()
+    evaluation: EvaluationPlan = EvaluationPlan()
+    gate: GatePlan
+    target: str = Field(min_length=1)
+    seed: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _columns_classes_and_target(self) -> RetrainModelSpec:
+        columns = (*self.features, self.label_column, self.privacy_unit)
+        if len(set(columns)) < len(columns):
+            raise ValueError("features, label_column and privacy_unit must be different columns")
+        if len(set(self.classes)) < len(self.classes) or len({type(name) for name in self.classes}) > 1:
+            raise ValueError("classes must be different values of one type")
+        if "://" in self.target or self.target.startswith("file:"):
+            raise ValueError("target must be a folder of a mounted file system, not a URI")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.features, self.label_column, self.privacy_unit)
+
+
+def run(spec: RetrainModelSpec, job: Job) -> dict[str, Any]:
+    """Train, attack, judge and publish; a model that does not pass leaves the champion where it is.
+
+    :returns: ``clean_accuracy``, ``robust_accuracy`` (at ``epsilon``, of ``n_test`` examples), ``gate``, ``path``
+        (the folder), ``sha256`` of the model file, and ``replayed``: an earlier try had published this very model
+        already
+    :raises GateRefused: with the reasons
+    """
+    from lepton_airflow.models.artefact import ModelFolder
+
+    folder = ModelFolder(Path(spec.target))
+    with job.guard.operation(
+        action="train", dataset=spec.source.name, columns=spec.columns, purpose=spec.purpose
+    ) as operation:
+        card = folder.committed(run_key=job.run_key, spec_digest=job.spec_digest)
+        replayed = card is not None
+        if card is None:
+            card = _retrain(spec, job, folder)
+        data, evaluation = card["data"], card["evaluation"]
+        summary = {
+            "clean_accuracy": evaluation["clean"]["accuracy"],
+            "robust_accuracy": evaluation["robust"]["accuracy"],
+            "epsilon": evaluation["robust"]["epsilon"],
+            "n_test": evaluation["robust"]["n"],
+            "gate": "passed",
+            "path": str(folder.path),
+            "sha256": card["model"]["sha256"],
+            "replayed": replayed,
+        }
+        operation.record(
+            counts={name: data[name] for name in ("rows", "examples", "units")},
+            digests={"data": data["digest"], "model": card["model"]["sha256"]},
+            details={
+                name: summary[name] for name in ("clean_accuracy", "robust_accuracy", "epsilon", "gate", "replayed")
+            },
+        )
+    return summary
+
+
+def _retrain(spec: RetrainModelSpec, job: Job, folder: ModelFolder) -> dict[str, Any]:
+    from lepton_airflow.models.runtime import load_tensorflow
+
+    # Keys are opened before TensorFlow is loaded: its BoringSSL and the OpenSSL of a PKCS #11 token's library share symbol names,
+    # and the token's library crashes if it comes second.
+    table = _collect(spec, job)
+    load_tensorflow()
+    from lepton_airflow.models.card import Origin
+    from lepton_airflow.models.examples import examples_from_arrow
+    from lepton_airflow.models.progress import TrainingProgress
+    from lepton_airflow.models.retraining import retrain
+
+    examples = examples_from_arrow(
+        table,
+        dataset=spec.source.name,
+        features=spec.features,
+        label=spec.label_column,
+        classes=spec.classes,
+        unit=spec.privacy_unit,
+    )
+    origin = Origin(
+        run_key=job.run_key,
+        spec_digest=job.spec_digest,
+        purpose=spec.purpose,
+        dataset=spec.source.name,
+        rows=table.num_rows,
+        features=spec.features,
+        label=spec.label_column,
+        classes=spec.classes,
+        privacy_unit=spec.privacy_unit,
+    )
+    plan = RetrainingPlan(
+        threat_model=spec.threat_model,
+        training=spec.training,
+        evaluation=spec.evaluation,
+        gate=spec.gate,
+        seed=spec.seed,
+    )
+    with TrainingProgress() as progress:
+        return retrain(examples, origin=origin, plan=plan, folder=folder, report=progress)
+
+
+def _collect(spec: RetrainModelSpec, job: Job) -> pa.Table:
+    """The spec's columns in the driver's memory, features and label in the clear."""
+    from lepton_airflow.encryption.dataframe import protections_of, reveal
+
+    frame = job.read(spec.source, columns=spec.columns)
+    frame = frame.select(*(frame["`" + name.replace("`", "``") + "`"] for name in spec.columns))
+    protected = protections_of(frame.schema)
+    encrypted = [name for name in (*spec.features, spec.label_column) if name in protected]
+    place = f"{spec.source.name}.{spec.privacy_unit}"
+    unit = protected.get(spec.privacy_unit)
+    if unit is not None and unit.cipher != "AES256_SIV":
+        raise SpecError(
+            "The privacy unit is encrypted so that equal units look different.",
+            place=place,
+            remedy="Protect that column with AES256_SIV.",
+        )
+    if encrypted:
+        with job.guard.operation(
+            action="decrypt", dataset=spec.source.name, columns=encrypted, purpose=spec.purpose
+        ) as decryption:
+            clear = reveal(
+                frame,
+                columns=encrypted,
+                keyring=job.settings.keyring,
+                identity_file=job.settings.identity_file,
+                dataset=spec.source.name,
+            )
+            table = clear.toArrow()
+            decryption.record(counts={"rows": table.num_rows})
+    else:
+        table = frame.toArrow()
+    if unit is not None:
+        _require_one_key(table[spec.privacy_unit], place=place)
+    return table
+
+
+def _require_one_key(units: pa.ChunkedArray, *, place: str) -> None:
+    """Deterministic ciphertexts of one unit are equal under one key only; after a rotation it would count as two units.
+
+    :raises InvalidData: the column holds values under several keys
+    """
+    import pyarrow.compute as pc
+
+    # Tink's prefix: one byte of version, four of key id.
+    keys = pc.count_distinct(pc.binary_slice(units, 1, 5)).as_py()
+    if keys > 1:
+        raise InvalidData(
+            f"The privacy unit is encrypted under {keys} keys, so the same unit can look like two.",
+            place=place,
+            remedy="Encrypt the table again under one key.",
+        )

@@ -1,0 +1,1 @@
+"""Keysets, the identities they are sealed to, and the keyring that stores them."""

@@ -1,0 +1,1 @@
+"""Adversarial training, attacks, and the robustness gate."""

@@ -1,0 +1,1 @@
+"""Attacks on a classifier's predictions, one module each."""

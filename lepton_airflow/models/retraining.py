@@ -1,0 +1,154 @@
+"""Retrain, attack, judge, publish: from examples to a new champion, or to a refusal that leaves the old one in place."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from lepton_airflow.errors import EmptyTable, GateRefused, InvalidData
+from lepton_airflow.models.architectures import tabular_classifier
+from lepton_airflow.models.artefact import MODEL_FILE, ModelFolder, file_digest
+from lepton_airflow.models.card import Origin, model_card
+from lepton_airflow.models.evaluation import evaluate
+from lepton_airflow.models.examples import Examples, Features, require_classes, require_disjoint, split_by_unit
+from lepton_airflow.models.gate import judge
+from lepton_airflow.models.objectives import pgd_objective, standard_objective
+from lepton_airflow.models.perturbation import LinfPerturbation
+from lepton_airflow.models.plan import RetrainingPlan
+from lepton_airflow.models.seeds import derived_seed
+from lepton_airflow.models.training import EpochReport, train
+
+#: Single precision keeps about 7 digits: a feature that varies by less than this share of its mean has too few left.
+_LEAST_RELATIVE_SCALE = 1e-5
+
+
+def retrain(
+    examples: Examples,
+    *,
+    origin: Origin,
+    plan: RetrainingPlan,
+    folder: ModelFolder,
+    report: Callable[[EpochReport], None],
+) -> dict[str, Any]:
+    """Train a standard and a hardened model, attack both, and publish the hardened one if it passes the gate.
+
+    The file that ships is the file that was attacked: the hardened model is saved, loaded again from that file for the
+    attack, and published only while the file's hash is still the same.
+
+    :param folder: the champion's place
+    :param report: called after every epoch
+    :returns: the model's card, as published
+    :raises EmptyTable: too few examples to split, or fewer to train on than one batch
+    :raises InvalidData: a declared class or any variation of a feature is missing from the training split
+    :raises GateRefused: with the reasons; the champion stays
+    """
+    seed = secrets.randbits(31) if plan.seed is None else plan.seed
+    learned_from, held_out = _split(examples, origin=origin, plan=plan)
+    mean, scale = _standardisation(learned_from, origin)
+    perturbation = LinfPerturbation(scale)
+    epsilon = plan.threat_model.epsilon
+    objectives = {
+        "standard": standard_objective(),
+        "hardened": pgd_objective(
+            perturbation=perturbation,
+            epsilon=epsilon,
+            steps=plan.training.steps,
+            seed=derived_seed(seed, "training attack"),
+        ),
+    }
+    models = {}
+    for name, objective in objectives.items():
+        # The same first weights and the same batches for both: they differ only in what they are exposed to.
+        models[name] = tabular_classifier(
+            mean=mean,
+            scale=scale,
+            hidden=plan.training.hidden,
+            classes=len(origin.classes),
+            seed=derived_seed(seed, "weights"),
+        )
+        train(
+            models[name],
+            learned_from,
+            name=name,
+            plan=plan.training,
+            objective=objective,
+            seed=derived_seed(seed, "order"),
+            report=report,
+        )
+    with folder.staging(origin.run_key) as staging:
+        file = staging / MODEL_FILE
+        models["hardened"].save(file)
+        attacked = file_digest(file)
+        models["hardened"] = keras.models.load_model(file, compile=False)
+        robustness = {
+            name: evaluate(
+                model,
+                held_out,
+                perturbation=perturbation,
+                epsilon=epsilon,
+                plan=plan.evaluation,
+                seed=derived_seed(seed, "evaluation attack"),
+            )
+            for name, model in models.items()
+        }
+        hardened = robustness["hardened"]
+        verdict = judge(plan.gate, clean=hardened.clean, robust=hardened.at(epsilon))
+        if not verdict.passed:
+            raise GateRefused(
+                f"The new model does not pass the gate: {'; '.join(verdict.reasons)}. "
+                f"{'The champion stays.' if folder.path.exists() else 'Nothing is published.'}",
+                place=str(folder.path),
+                remedy="Train longer or on more data, or defend against a smaller epsilon.",
+            )
+        card = model_card(
+            origin=origin,
+            plan=plan,
+            seed=seed,
+            examples=examples,
+            train=learned_from,
+            test=held_out,
+            mean=mean,
+            scale=scale,
+            model_file=file,
+            model_digest=attacked,
+            standard=robustness["standard"],
+            hardened=hardened,
+            verdict=verdict,
+        )
+        folder.publish(staging, card)
+    return card
+
+
+def _split(examples: Examples, *, origin: Origin, plan: RetrainingPlan) -> tuple[Examples, Examples]:
+    """Training and test examples, fit to be trained on and judged by."""
+    key = secrets.token_bytes(32) if plan.seed is None else hashlib.sha256(f"split {plan.seed}".encode()).digest()
+    learned_from, held_out = split_by_unit(examples, test_fraction=plan.evaluation.test_fraction, key=key)
+    require_disjoint(learned_from, held_out, place=origin.dataset)
+    if len(learned_from) < plan.training.batch_size:
+        raise EmptyTable(
+            f"The training split has {len(learned_from)} examples, less than one batch of {plan.training.batch_size}.",
+            place=origin.dataset,
+            remedy="Train on more units, or set a smaller training.batch_size.",
+        )
+    for split, name in ((learned_from, "training"), (held_out, "test")):
+        require_classes(split, origin.classes, place=f"{origin.dataset}.{origin.label} ({name} split)")
+    return learned_from, held_out
+
+
+def _standardisation(examples: Examples, origin: Origin) -> tuple[Features, Features]:
+    """Mean and standard deviation of each feature over the training split, [features] each."""
+    values = examples.features.astype(np.float64)
+    mean, scale = values.mean(axis=0), values.std(axis=0)
+    for name, centre, deviation in zip(origin.features, mean, scale, strict=True):
+        if deviation <= _LEAST_RELATIVE_SCALE * abs(centre):
+            raise InvalidData(
+                "The feature does not vary over the training split, so an attack has no unit.",
+                place=f"{origin.dataset}.{name}",
+                remedy="Leave it out.",
+            )
+    return mean.astype(np.float32), scale.astype(np.float32)

@@ -1,0 +1,1 @@
+"""Airflow operators: each submits one Lepton job, or runs one in the worker."""

@@ -1,0 +1,93 @@
+"""Retrain a model against adversarial attack, behind a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from lepton_airflow.operators.base import LeptonSparkOperator
+
+
+class RetrainModelOperator(LeptonSparkOperator):
+    """Train a classifier against adversarial attack on a protected table; only a model that passes the gate is published.
+
+    .. code-block:: python
+
+        RetrainModelOperator(
+            task_id="retrain_diagnosis",
+            source={"name": "clinic.visits", "path": "/data/protected/visits"},
+            privacy_unit="patient_id",
+            label_column="diagnosis",
+            classes=["benign", "malignant"],
+            features=["mean_radius", "mean_texture"],
+            threat_model={"norm": "linf", "epsilon": 0.5, "units": "standard deviations"},
+            gate={"minimum_clean_accuracy": 0.9, "minimum_robust_accuracy": 0.6},
+            target="/models/diagnosis",
+            purpose="diagnosis model",
+            outlets=[Asset("clinic.diagnosis_model")],
+        )
+
+    A model that the gate refuses fails the task without a retry; the model that was at the target stays there.
+
+    :param source: the protected table; encrypted features are decrypted in memory only (templated)
+    :param privacy_unit: the column that says whose row it is: no unit is in both the training and the test data
+    :param label_column: the column of the class
+    :param classes: the classes, in the order of the model's outputs
+    :param features: the numeric columns that the model sees
+    :param threat_model: what the attacker may change: ``norm``, ``epsilon``, ``units``
+    :param gate: ``minimum_clean_accuracy`` and ``minimum_robust_accuracy`` on test units
+    :param target: the folder of the model (templated)
+    :param purpose: why; the policy grants actions for purposes (templated)
+    :param training: ``method``, ``epochs``, ``batch_size``, ``learning_rate``, ``steps``, ``hidden``
+    :param evaluation: ``epsilons``, ``steps``, ``restarts``, ``test_fraction``
+    :param seed: of initial weights and order of batches, to repeat a training; it protects nothing
+    :returns: ``clean_accuracy``, ``robust_accuracy``, ``epsilon``, ``n_test``, ``gate``, ``path``, ``sha256``, ``replayed``
+    """
+
+    job: ClassVar[str] = "retrain_model"
+    spec_fields: ClassVar[tuple[str, ...]] = (
+        "source",
+        "privacy_unit",
+        "label_column",
+        "classes",
+        "features",
+        "threat_model",
+        "gate",
+        "target",
+        "purpose",
+        "training",
+        "evaluation",
+        "seed",
+    )
+    template_fields = ("source", "target", "purpose")
+
+    def __init__(
+        self,
+        *,
+        source: Mapping[str, Any],
+        privacy_unit: str,
+        label_column: str,
+        classes: Sequence[str],
+        features: Sequence[str],
+        threat_model: Mapping[str, Any],
+        gate: Mapping[str, Any],
+        target: str,
+        purpose: str,
+        training: Mapping[str, Any] | None = None,
+        evaluation: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.source = source
+        self.privacy_unit = privacy_unit
+        self.label_column = label_column
+        self.classes = classes
+        self.features = features
+        self.threat_model = threat_model
+        self.gate = gate
+        self.target = target
+        self.purpose = purpose
+        self.training = training
+        self.evaluation = evaluation
+        self.seed = seed

@@ -1,0 +1,1 @@
+"""Differentially private releases: contribution bounds, exact noise, and the budget ledger."""

@@ -1,0 +1,115 @@
+"""Where this environment keeps its audit database, keyring, identity and policy.
+
+Settings hold references only, never a secret: they may be logged. They are read from one YAML file
+(``$LEPTON_HOME/lepton.yaml``, written by ``lepton init``), and single fields can be overridden by environment variables,
+``LEPTON_<FIELD>``, or by the Lepton connection of an Airflow operator.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lepton_airflow.errors import ConfigurationError
+
+SETTINGS_FILE = "lepton.yaml"
+#: The audit database's password travels in this environment variable only.
+DATABASE_PASSWORD_VARIABLE = "LEPTON_AUDIT_DATABASE_PASSWORD"  # noqa: S105 - the name of a variable, not a password
+
+
+class Settings(BaseModel):
+    """References to what a job needs besides its spec. Relative paths are relative to ``home``.
+
+    :param home: the folder that ``lepton init`` made
+    :param audit_database: SQLAlchemy URL of the audit database, without a password
+    :param keyring: folder of sealed keysets
+    :param identities: folder of private identities (mode 0700); which one a job uses says ``identity``
+    :param identity: name of the identity under which jobs unseal keys and are authorised, or the path of its file
+    :param recipients: folder of public keys to which keysets can be sealed
+    :param policy: the access policy
+    :param checkpoint_signer: the sealer's private key; only the sealer can read it
+    :param checkpoint_verifier: the sealer's public key
+    :param checkpoint_exports: folders outside the database to which every signed checkpoint is copied
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path
+    audit_database: str = "sqlite:///audit.db"
+    keyring: Path = Path("keyring")
+    identities: Path = Path("identities")
+    identity: str = ""
+    recipients: Path = Path("recipients")
+    policy: Path = Path("policy.yaml")
+    checkpoint_signer: Path = Path("sealer/checkpoint.key")
+    checkpoint_verifier: Path = Path("checkpoint.pub")
+    checkpoint_exports: tuple[Path, ...] = (Path("checkpoints"),)
+
+    def model_post_init(self, _context: Any) -> None:
+        home = self.home.expanduser().absolute()
+        paths = {"home": home}
+        for name in ("keyring", "identities", "recipients", "policy", "checkpoint_signer", "checkpoint_verifier"):
+            paths[name] = home / getattr(self, name)
+        for name, path in paths.items():
+            object.__setattr__(self, name, path)
+        object.__setattr__(self, "checkpoint_exports", tuple(home / path for path in self.checkpoint_exports))
+        prefix = "sqlite:///"
+        if self.audit_database.startswith(prefix):
+            # SQLite paths follow the home folder like every other path; an absolute one stays as it is.
+            object.__setattr__(self, "audit_database", f"{prefix}{home / self.audit_database.removeprefix(prefix)}")
+
+    @property
+    def identity_file(self) -> Path:
+        """The private identity's file.
+
+        :raises ConfigurationError: no identity is chosen
+        """
+        if not self.identity:
+            raise ConfigurationError(
+                "No identity is chosen.",
+                place=str(self.home / SETTINGS_FILE),
+                remedy="Set `identity:` there, LEPTON_IDENTITY, or the identity of the Lepton connection.",
+            )
+        if "/" in self.identity:
+            return self.home / Path(self.identity).expanduser()
+        return self.identities / f"{self.identity}.identity.json"
+
+
+def load_settings(home: str | Path | None = None, overrides: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings of ``home`` (default ``$LEPTON_HOME``, else ``~/.lepton``).
+
+    :param overrides: fields that win over the file and the environment (the Lepton connection's)
+    :raises ConfigurationError: the file is missing or not valid
+    """
+    folder = Path(home or os.environ.get("LEPTON_HOME") or "~/.lepton").expanduser().absolute()
+    file = folder / SETTINGS_FILE
+    try:
+        fields = yaml.safe_load(file.read_text()) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"The settings cannot be read ({type(error).__name__}).",
+            place=str(file),
+            remedy="Run `lepton init` to make them, or set LEPTON_HOME to the folder that holds them.",
+        ) from None
+    if not isinstance(fields, dict):
+        raise ConfigurationError("The settings must be a mapping.", place=str(file), remedy="See `lepton init`.")
+    for name in Settings.model_fields:
+        value = os.environ.get(f"LEPTON_{name.upper()}")
+        if value and name not in ("home", "checkpoint_exports"):
+            fields[name] = value
+    fields |= dict(overrides or {})
+    fields["home"] = folder
+    try:
+        return Settings(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigurationError(
+            f"{first['msg']}.",
+            place=f"{file}: {'.'.join(str(part) for part in first['loc'])}",
+            remedy=f"Known settings: {', '.join(Settings.model_fields)}.",
+        ) from None

@@ -1,0 +1,298 @@
+"""Decisions of the policy: default deny, denials win, every column must be granted; and the errors of a wrong file."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lepton_airflow.access.policy import Policy, Request
+from lepton_airflow.errors import ConfigurationError
+
+RULE = {
+    "id": "read",
+    "role": "billing",
+    "actions": ["decrypt"],
+    "datasets": ["clinic.*"],
+    "columns": ["email", "phone"],
+    "purposes": ["billing"],
+}
+POLICY: dict[str, Any] = {
+    "version": 1,
+    "roles": {"billing": {"members": ["ann"]}, "science": {"members": ["sam"]}},
+    "grants": [
+        RULE,
+        {**RULE, "id": "names", "columns": ["name"]},
+        {
+            "id": "statistics",
+            "role": "science",
+            "actions": ["release"],
+            "datasets": ["clinic.visits"],
+            "columns": ["*"],
+            "purposes": ["*"],
+            "conditions": {"max_epsilon": 1.0},
+        },
+    ],
+    "denials": [{**RULE, "id": "no-phones", "role": "*", "columns": ["phone"], "purposes": ["*"]}],
+}
+
+
+def policy(**changes: Any) -> Policy:
+    return Policy.parse({**POLICY, **changes}, place="policy.yaml")
+
+
+def ask(columns: tuple[str, ...] = ("email",), **changes: Any) -> Request:
+    fields = {"principal": "ann", "action": "decrypt", "dataset": "clinic.visits", "purpose": "billing"}
+    return Request(columns=columns, **{**fields, **changes})
+
+
+def test_a_granted_request_is_allowed_and_names_the_grants() -> None:
+    decision = policy().decide(ask(("email", "name")))
+    assert decision.allow
+    assert decision.rules == ("read", "names")
+    assert decision.policy_digest == policy().digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"principal": "sam"},
+        {"principal": "Ann"},
+        {"action": "encrypt"},
+        {"action": "no-such-action"},
+        {"dataset": "lab.visits"},
+        {"dataset": "CLINIC.visits"},
+        {"purpose": "curiosity"},
+        {"columns": ("email", "diagnosis")},
+        {"columns": ("EMAIL",)},
+        {"columns": ()},
+    ],
+)
+def test_what_no_grant_covers_is_denied(change: dict[str, Any]) -> None:
+    decision = policy().decide(ask(**change))
+    assert not decision.allow
+    assert decision.rules == ()
+    assert "no grant covers" in decision.reason
+
+
+def test_an_empty_policy_denies_everything() -> None:
+    assert not Policy.parse({"version": 1}, place="policy.yaml").decide(ask()).allow
+
+
+def test_a_denial_wins_over_a_grant_and_takes_the_whole_request_with_it() -> None:
+    decision = policy().decide(ask(("email", "phone")))
+    assert not decision.allow
+    assert decision.rules == ("no-phones",)
+
+
+@pytest.mark.parametrize("column", ["Phone", "PHONE", "phoNe"])
+def test_a_denial_cannot_be_passed_by_another_case_since_spark_ignores_case(column: str) -> None:
+    everything = policy(grants=[{**RULE, "columns": ["*"]}])
+    assert everything.decide(ask(("email",))).allow
+    assert everything.decide(ask((column,))).rules == ("no-phones",)
+
+
+@pytest.mark.parametrize("change", [{"dataset": "clinic.VISITS"}, {"purpose": "Billing"}])
+def test_a_denial_ignores_the_case_of_datasets_and_purposes_too(change: dict[str, Any]) -> None:
+    anything = {**RULE, "columns": ["*"], "datasets": ["*"], "purposes": ["*"]}
+    forbidden = {**RULE, "id": "stop", "datasets": ["Clinic.visits"]}
+    assert policy(grants=[anything], denials=[forbidden]).decide(ask(**change)).rules == ("stop",)
+
+
+@pytest.mark.parametrize(("spelled", "denied"), [("\u212aey", "key"), ("\u0131d", "id"), ("\u0130D", "id")])
+def test_a_denial_folds_case_like_javas_equals_ignore_case(spelled: str, denied: str) -> None:
+    rules = policy(grants=[{**RULE, "columns": ["*"]}], denials=[{**RULE, "id": "no", "columns": [denied]}])
+    assert not rules.decide(ask((spelled,))).allow
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "allowed"),
+    [(0.5, True), (1.0, True), (1.01, False), (None, False), (0.0, False), (-1.0, False), (float("nan"), False)],
+)
+def test_a_release_is_held_to_its_largest_epsilon(epsilon: float | None, allowed: bool) -> None:
+    decision = policy().decide(ask(("age",), principal="sam", action="release", purpose="study", epsilon=epsilon))
+    assert decision.allow is allowed
+    assert allowed or "conditions of statistics" in decision.reason
+
+
+def test_the_dataset_as_a_whole_needs_the_column_pattern_star() -> None:
+    whole = ask((), principal="sam", action="release", epsilon=0.1)
+    assert policy().decide(whole).allow
+    assert not policy(grants=[{**POLICY["grants"][2], "columns": ["age"]}]).decide(whole).allow
+    forbidden = {**POLICY["grants"][2], "id": "stop"}
+    del forbidden["conditions"]
+    assert policy(denials=[forbidden]).decide(whole).rules == ("stop",)
+
+
+def test_the_digest_is_of_the_meaning_not_of_the_layout(tmp_path: Path) -> None:
+    plain, commented = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    plain.write_text(yaml.safe_dump(POLICY))
+    commented.write_text("# a comment\n" + json.dumps(POLICY))
+    assert Policy.load(plain).digest == Policy.load(commented).digest
+    assert Policy.load(plain).digest != policy(denials=[]).digest
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("version: 2", "version"),
+        ("roles: {}", "version"),
+        ("[]", "policy.yaml"),
+        ("", "policy.yaml"),
+        ("version: 1\ngrants:\n  - {id: a}", "grants.0.role"),
+        ("version: 1\nrules: []", "rules"),
+        ("version: 1\nroles: {etl: {members: [no]}}", "roles.etl.members.0"),
+        ("version: 1\nroles: {etl: {members: etl}}", "roles.etl.members"),
+        ("version: 1\ndenials: [1]\ndenials: []", "'denials' is given twice"),
+        ("version: 1\nroles: {a: {members: [x]}, a: {members: [y]}}", "'a' is given twice"),
+        ("version: [", "line 1"),
+        ("version: !!python/object/apply:os.system [id]", "line 1"),
+    ],
+)
+def test_a_wrong_file_is_refused_naming_the_field(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        Policy.load(file)
+    assert named in str(caught.value)
+    assert str(file) in caught.value.place
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="FileNotFoundError"):
+        Policy.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"grants": [RULE, RULE]}, "grants.1.id"),
+        ({"denials": [RULE]}, "denials.0.id"),
+        ({"grants": [{**RULE, "role": "*"}]}, "grants.0.role"),
+        ({"denials": [{**RULE, "id": "x", "role": "nobody"}]}, "denials.0.role"),
+        ({"grants": [{**RULE, "conditions": {"max_epsilon": 1}}]}, "grants.0.conditions.max_epsilon"),
+        ({"grants": [{**RULE, "actions": ["decript"]}]}, "grants.0.actions.0"),
+        ({"grants": [{**RULE, "actions": []}]}, "grants.0.actions"),
+        ({"denials": [{**RULE, "id": "x", "conditions": {}}]}, "denials.0.conditions"),
+    ],
+)
+def test_contradictions_are_refused_naming_the_field(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        policy(**changes)
+    assert named in str(caught.value)
+
+
+def test_the_shipped_schema_is_the_models_and_accepts_the_policy() -> None:
+    shipped = json.loads(files("lepton_airflow.access").joinpath("policy.schema.json").read_text())
+    model = json.loads(json.dumps(Policy.model_json_schema()))
+    assert {key: value for key, value in shipped.items() if key != "$schema"} == model
+    jsonschema.Draft202012Validator.check_schema(shipped)
+    jsonschema.validate(POLICY, shipped)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**POLICY, "rules": []}, shipped)
+
+
+def test_the_template_denies_everything_and_its_examples_are_valid(tmp_path: Path) -> None:
+    text = files("lepton_airflow.access").joinpath("policy.template.yaml").read_text()
+    file = tmp_path / "policy.yaml"
+    file.write_text(text)
+    assert Policy.load(file).grants == ()
+    examples = [
+        line.replace("#", " ", 1) if line.startswith("# ") else line.split(":")[0] + ":"
+        for line in text.splitlines()
+        if line.startswith(("#  ", "roles", "grants", "denials"))
+    ]
+    file.write_text("\n".join(["version: 1", *examples]))
+    loaded = Policy.load(file)
+    assert len(loaded.grants) == 3
+    assert len(loaded.denials) == 1
+
+
+NAMES = st.sampled_from(["a", "b", "ab", "A"])
+PATTERNS = st.lists(st.sampled_from(["a", "b", "*", "a*", "?b", "A"]), min_size=1, max_size=2)
+ACTIONS = ["encrypt", "decrypt", "release"]
+
+
+def rules(kind: str) -> st.SearchStrategy[list[dict[str, Any]]]:
+    roles = st.sampled_from(["r1", "r2", "*"] if kind == "denial" else ["r1", "r2"])
+    fields = {"role": roles, "actions": st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=2)}
+    patterns = dict.fromkeys(("datasets", "columns", "purposes"), PATTERNS)
+    plain = st.fixed_dictionaries({**fields, **patterns})
+    if kind == "grant":
+        limited = st.fixed_dictionaries(
+            {**fields, **patterns, "actions": st.just(["release"]), "conditions": st.just({"max_epsilon": 1.0})}
+        )
+        plain = st.one_of(plain, limited)
+    return st.lists(plain, max_size=4).map(
+        lambda drawn: [{"id": f"{kind}{number}", **rule} for number, rule in enumerate(drawn)]
+    )
+
+
+def brute_force(policy: dict[str, Any], request: Request) -> bool:
+    """Enumerates every (rule, pattern) pair instead of filtering: written apart from the engine, on the raw fields."""
+
+    def touches(rule: dict[str, Any], column: str | None, *, ignore_case: bool) -> bool:
+        fold = str.lower if ignore_case else str
+        members = {
+            name for role, body in policy["roles"].items() if rule["role"] in (role, "*") for name in body["members"]
+        }
+        if rule["role"] != "*" and request.principal not in members:
+            return False
+        if request.action not in rule["actions"]:
+            return False
+        for dataset, pattern, purpose in product(rule["datasets"], rule["columns"], rule["purposes"]):
+            fits = column is not None and fnmatch.fnmatchcase(fold(column), fold(pattern))
+            if (
+                (fits or (column is None and pattern == "*"))
+                and fnmatch.fnmatchcase(fold(request.dataset), fold(dataset))
+                and fnmatch.fnmatchcase(fold(request.purpose), fold(purpose))
+            ):
+                return True
+        return False
+
+    for column in request.columns or (None,):
+        if any(touches(rule, column, ignore_case=True) for rule in policy["denials"]):
+            return False
+        for rule in policy["grants"]:
+            limit = rule.get("conditions", {}).get("max_epsilon")
+            met = limit is None or (request.epsilon is not None and request.epsilon <= limit)
+            if met and touches(rule, column, ignore_case=False):
+                break
+        else:
+            return False
+    return True
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    grants=rules("grant"),
+    denials=rules("denial"),
+    request=st.builds(
+        Request,
+        principal=st.sampled_from(["p", "q", "x"]),
+        action=st.sampled_from(ACTIONS),
+        dataset=NAMES,
+        columns=st.lists(NAMES, max_size=3).map(tuple),
+        purpose=NAMES,
+        epsilon=st.sampled_from([None, 0.5, 2.0]),
+    ),
+)
+def test_decisions_equal_a_brute_force_evaluation(
+    grants: list[dict[str, Any]], denials: list[dict[str, Any]], request: Request
+) -> None:
+    fields = {
+        "version": 1,
+        "roles": {"r1": {"members": ["p", "q"]}, "r2": {"members": ["q"]}},
+        "grants": grants,
+        "denials": denials,
+    }
+    assert Policy.parse(fields, place="random").decide(request).allow == brute_force(fields, request)

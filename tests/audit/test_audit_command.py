@@ -1,0 +1,90 @@
+"""``lepton audit``: what people see and what scripts can rely on."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sql
+from typer.testing import CliRunner, Result
+
+from lepton_airflow.audit.checkpoint import generate_signer
+from lepton_airflow.cli.audit import app
+from lepton_airflow.errors import AuditTampered, ConfigurationError, KeyUnavailable
+from lepton_airflow.settings import Settings
+
+
+@pytest.fixture
+def log_home(tmp_path: Path, sqlite_engine: sql.Engine, write: Any) -> Path:
+    settings = Settings(home=tmp_path)
+    (tmp_path / "lepton.yaml").write_text("{}")
+    settings.checkpoint_signer.parent.mkdir()
+    settings.checkpoint_verifier.write_text(generate_signer(settings.checkpoint_signer, name="the-log"))
+    write(sqlite_engine, 19)
+    sqlite_engine.dispose()
+    return tmp_path
+
+
+def lepton_audit(command: str, home: Path) -> Result:
+    return CliRunner().invoke(app, [command, "--home", str(home)], env={"COLUMNS": "200"})
+
+
+def test_a_good_log_is_ok_with_its_root_and_signer(log_home: Path) -> None:
+    sealed = lepton_audit("seal", log_home)
+    verified = lepton_audit("verify", log_home)
+    assert (sealed.exit_code, verified.exit_code) == (0, 0)
+    summary = sealed.stdout.removeprefix("sealed: ")
+    assert summary.startswith("20 events, root ")
+    assert summary.endswith(", signed by the-log\n")
+    assert verified.stdout == f"ok: {summary}"
+
+
+def test_an_unsealed_log_says_so(log_home: Path) -> None:
+    verified = lepton_audit("verify", log_home)
+    assert verified.exit_code == 0
+    assert "0 events" in verified.stdout
+    assert "nothing signed yet" in verified.stdout
+    assert "20 events are not sealed yet" in verified.stderr
+
+
+def test_one_changed_byte_in_the_file_names_the_leaf_and_the_event(log_home: Path) -> None:
+    lepton_audit("seal", log_home)
+    with sqlite3.connect(log_home / "audit.db") as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        event, payload = connection.execute(
+            "SELECT event_id, payload FROM lepton_audit_leaf WHERE tree_index = 7"
+        ).fetchone()
+    file = log_home / "audit.db"
+    data = bytearray(file.read_bytes())
+    data[data.index(payload.encode()) + 100] ^= 1
+    file.write_bytes(data)
+    verified = lepton_audit("verify", log_home)
+    assert verified.exit_code == 1
+    assert "not ok: 1 findings" in verified.stdout
+    assert f"leaf 7 (event {event})" in verified.stdout
+    assert "edited" in verified.stdout
+
+
+def test_a_cut_log_is_not_signed_over(log_home: Path) -> None:
+    lepton_audit("seal", log_home)
+    with sqlite3.connect(log_home / "audit.db") as connection:
+        connection.execute("DELETE FROM lepton_audit_leaf WHERE tree_index > 10")
+    assert isinstance(lepton_audit("seal", log_home).exception, AuditTampered)
+    verified = lepton_audit("verify", log_home)
+    assert "leaves 11 to 19" in verified.stdout
+    assert "truncated" in verified.stdout
+
+
+def test_migrating_makes_the_schema(tmp_path: Path) -> None:
+    (tmp_path / "lepton.yaml").write_text("{}")
+    assert lepton_audit("migrate", tmp_path).exit_code == 0
+    assert lepton_audit("migrate", tmp_path).exit_code == 0
+    assert (tmp_path / "audit.db").exists()
+
+
+def test_without_settings_or_keys_the_error_is_typed(tmp_path: Path, log_home: Path) -> None:
+    assert isinstance(lepton_audit("verify", tmp_path / "nowhere").exception, ConfigurationError)
+    Settings(home=log_home).checkpoint_verifier.unlink()
+    assert isinstance(lepton_audit("verify", log_home).exception, KeyUnavailable)

@@ -1,0 +1,165 @@
+"""Fixtures that every part of the tests shares: one Spark session and one PostgreSQL server per worker, and a deployment."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sql
+
+from lepton_airflow.settings import SETTINGS_FILE, Settings, load_settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+os.environ["PYSPARK_PYTHON"] = sys.executable
+# Tables of the command line are cut to the width of a terminal, which a test does not have.
+os.environ["COLUMNS"] = "200"
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    from pyspark.sql import SparkSession
+
+    session = (
+        SparkSession.builder.master("local[2]")
+        .appName("lepton tests")
+        .config("spark.ui.enabled", "false")
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.driver.bindAddress", "127.0.0.1")
+        .config("spark.io.encryption.enabled", "true")
+        .config("spark.sql.shuffle.partitions", "4")
+        .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
+        .config("spark.log.level", "OFF")
+        .getOrCreate()
+    )
+    yield session
+    session.stop()
+
+
+POLICY = """
+version: 1
+roles:
+  everyone: {members: [tester]}
+grants:
+  - id: tests
+    role: everyone
+    actions: [encrypt, decrypt, release, train, rotate, verify]
+    datasets: ["*"]
+    columns: ["*"]
+    purposes: [test]
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Settings:
+    """A deployment as `lepton init` makes it: identity ``tester``, keyset ``clinic`` sealed to it, everything granted to it
+    for the purpose ``test``."""
+    import yaml
+
+    from lepton_airflow.audit.database import connect, migrate
+    from lepton_airflow.keys.identity import Recipient, generate_identity
+    from lepton_airflow.keys.keyring import FileKeyring
+
+    folder = tmp_path / "lepton"
+    folder.mkdir()
+    (folder / SETTINGS_FILE).write_text(yaml.safe_dump({"identity": "tester"}))
+    (folder / "policy.yaml").write_text(POLICY)
+    settings = load_settings(folder)
+    engine = connect(settings, check_schema=False)
+    migrate(engine)
+    engine.dispose()
+    recipient: Recipient = generate_identity("tester", identities=settings.identities, recipients=settings.recipients)
+    for cipher in ("AES256_GCM", "AES256_SIV", "FF1"):
+        FileKeyring(settings.keyring).create("clinic", cipher=cipher, recipients=[recipient])
+    return settings
+
+
+def _server_binaries() -> Path | None:
+    found = shutil.which("postgres")
+    folders = [*Path("/usr/lib/postgresql").glob("*/bin"), *([Path(found).resolve().parent] if found else [])]
+    return next((folder for folder in folders if (folder / "initdb").exists()), None)
+
+
+def _is_ready(data: Path) -> bool:
+    """The last line of the server's lock file is its state."""
+    file = data / "postmaster.pid"
+    return file.exists() and file.read_text().rstrip().endswith("ready")
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """The URL of a real PostgreSQL cluster's `postgres` database, on a Unix socket; its superuser is `postgres`."""
+    binaries = _server_binaries()
+    if binaries is None:
+        pytest.fail("PostgreSQL is missing: run `docker/setup/system.sh postgresql`")
+    # Not under tmp_path: its parents are closed to the user that runs the server.
+    folder = Path(tempfile.mkdtemp(prefix="lepton-pg-"))
+    user: str | None = None
+    if os.geteuid() == 0:  # the server refuses to run as root
+        names = {entry.pw_name for entry in pwd.getpwall()}
+        user = "postgres" if "postgres" in names else "nobody"
+        shutil.chown(folder, user)
+    data = folder / "data"
+    subprocess.run(
+        [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"],
+        user=user,
+        cwd=folder,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [binaries / "postgres", "-D", data, "-k", folder, "-h", "", "-F"],
+            user=user,
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not _is_ready(data):
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"PostgreSQL did not start: {(folder / 'server.log').read_text()[-2000:]}")
+            time.sleep(0.1)
+        yield f"postgresql://postgres@/postgres?host={folder}"
+    finally:
+        server.send_signal(signal.SIGINT)  # fast shutdown
+        server.wait(timeout=60)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def new_postgresql_database(postgresql_url: str) -> Callable[..., str]:
+    """Makes databases, empty or copies of a template; they go with their server, for dropping waits for a checkpoint."""
+    server = sql.create_engine(
+        postgresql_url.replace("postgresql:", "postgresql+psycopg:"),
+        isolation_level="AUTOCOMMIT",
+        poolclass=sql.pool.NullPool,
+    )
+
+    def make(template: str = "template1") -> str:
+        name = f"lepton_{uuid.uuid4().hex}"
+        with server.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return postgresql_url.replace("/postgres?", f"/{name}?")
+
+    return make
+
+
+@pytest.fixture
+def postgresql_database(new_postgresql_database: Callable[..., str]) -> str:
+    """The URL of a fresh, empty database."""
+    return new_postgresql_database()

@@ -1,0 +1,244 @@
+"""From examples to a champion, or to a refusal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from lepton_airflow.errors import EmptyTable, GateRefused, InvalidData
+from lepton_airflow.models.artefact import ModelFolder, file_digest
+from lepton_airflow.models.attacks.pgd import ProjectedGradientDescent
+from lepton_airflow.models.card import Origin
+from lepton_airflow.models.examples import Examples
+from lepton_airflow.models.perturbation import LinfPerturbation
+from lepton_airflow.models.plan import EvaluationPlan, GatePlan, LinfThreatModel, RetrainingPlan, TrainingPlan
+from lepton_airflow.models.retraining import retrain
+
+PLAN = RetrainingPlan(
+    threat_model=LinfThreatModel(norm="linf", epsilon=0.5, units="standard deviations"),
+    training=TrainingPlan(epochs=30, hidden=(64,)),
+    evaluation=EvaluationPlan(epsilons=(0.25, 1.5), steps=20, restarts=2),
+    gate=GatePlan(minimum_clean_accuracy=0.85, minimum_robust_accuracy=0.55),
+    seed=11,
+)
+
+
+def origin(features: tuple[str, ...], run_key: str = "run 1") -> Origin:
+    return Origin(
+        run_key=run_key,
+        spec_digest="sha256:1",
+        purpose="test",
+        dataset="clinic.visits",
+        rows=1137,
+        features=features,
+        label="diagnosis",
+        classes=("benign", "malignant"),
+        privacy_unit="patient_id",
+    )
+
+
+def retrained(examples: Examples, path: Path, *, plan: RetrainingPlan = PLAN, run_key: str = "run 1") -> dict[str, Any]:
+    names = tuple(f"feature_{position}" for position in range(examples.features.shape[1]))
+    return retrain(
+        examples,
+        origin=origin(names, run_key),
+        plan=plan,
+        folder=ModelFolder(path),
+        report=lambda _report: None,
+    )
+
+
+@pytest.fixture(scope="module")
+def champion(examples: Examples, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "diagnosis"
+    retrained(examples, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def card(champion: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((champion / "model_card.json").read_text())
+    return read
+
+
+def accuracies(card: dict[str, Any], model: str) -> dict[float, float]:
+    return {point["epsilon"]: point["accuracy"] for point in card["evaluation"]["curve"][model]}
+
+
+def test_the_hardened_model_keeps_what_the_standard_one_loses(card: dict[str, Any]) -> None:
+    standard, hardened = accuracies(card, "standard"), accuracies(card, "hardened")
+    assert set(standard) == set(hardened) == {0.0, 0.25, 0.5, 1.5}
+    assert standard[0.0] > 0.9
+    assert hardened[0.5] > standard[0.5] + 0.2
+    assert hardened[1.5] < 0.5, "an attack that wins at a large radius is an attack that works"
+    assert list(hardened.values()) == sorted(hardened.values(), reverse=True)
+    assert card["evaluation"]["clean"]["accuracy"] == hardened[0.0]
+    assert card["evaluation"]["robust"]["accuracy"] == hardened[0.5]
+
+
+def test_the_shipped_file_is_the_attacked_one_and_keeps_its_accuracy(
+    champion: Path, card: dict[str, Any], examples: Examples
+) -> None:
+    file = champion / card["model"]["file"]
+    assert card["model"]["sha256"] == file_digest(file)
+    model = keras.models.load_model(file, compile=False)
+    # Units of the test split are not in the card; over all examples the shipped file must do about as well.
+    correct = model.predict(examples.features, verbose=0).argmax(axis=1) == examples.labels
+    assert correct.mean() == pytest.approx(card["evaluation"]["clean"]["accuracy"], abs=0.06)
+    attack = ProjectedGradientDescent(
+        model,
+        perturbation=LinfPerturbation(np.array(card["preprocessing"]["scale"], np.float32)),
+        steps=20,
+        restarts=2,
+        batch_size=len(examples),
+        seed=1,
+    )
+    robust = attack.survivors(examples, 0.5).mean()
+    assert robust == pytest.approx(card["evaluation"]["robust"]["accuracy"], abs=0.08)
+
+
+def test_standardisation_travels_inside_the_model(champion: Path, card: dict[str, Any], examples: Examples) -> None:
+    layer = keras.models.load_model(champion / "model.keras", compile=False).get_layer("standardise")
+    assert np.ravel(layer.mean) == pytest.approx(card["preprocessing"]["mean"], rel=1e-6)
+    assert np.sqrt(np.ravel(layer.variance)) == pytest.approx(card["preprocessing"]["scale"], rel=1e-5)
+    assert not np.allclose(card["preprocessing"]["mean"], examples.features.mean(axis=0), rtol=1e-6), (
+        "the scale is that of the training split, not of all the data"
+    )
+
+
+def test_the_card_says_what_was_done(card: dict[str, Any], examples: Examples) -> None:
+    data = card["data"]
+    assert data["digest"] == examples.digest()
+    assert data["train"]["units"] + data["test"]["units"] == data["units"] == 569
+    assert card["evaluation"]["robust"]["n"] == data["test"]["examples"]
+    low, high = card["evaluation"]["robust"]["interval_95"]
+    assert low < card["evaluation"]["robust"]["accuracy"] < high
+    assert card["threat_model"] == {"norm": "linf", "epsilon": 0.5, "units": "standard deviations"}
+    assert card["evaluation"]["attack"]["restarts"] == 2
+    assert card["gate"] == {
+        "minimum_clean_accuracy": 0.85,
+        "minimum_robust_accuracy": 0.55,
+        "passed": True,
+        "reasons": [],
+    }
+    assert card["seeds"] == {"training": 11, "given": True}
+    assert "patient 1" not in json.dumps(card)
+
+
+def test_a_seed_repeats_the_whole_run(card: dict[str, Any], examples: Examples, tmp_path: Path) -> None:
+    again = retrained(examples, tmp_path / "again")
+    assert again["evaluation"] == card["evaluation"]
+    assert again["data"] == card["data"]
+
+
+def test_without_a_seed_split_and_weights_come_from_the_system(examples: Examples, tmp_path: Path) -> None:
+    plan = PLAN.model_copy(
+        update={
+            "seed": None,
+            "training": TrainingPlan(epochs=1, hidden=()),
+            "evaluation": EvaluationPlan(epsilons=(), steps=1, restarts=1),
+            "gate": GatePlan(minimum_clean_accuracy=0, minimum_robust_accuracy=0),
+        }
+    )
+    first, second = (retrained(examples, tmp_path / name, plan=plan) for name in ("one", "two"))
+    assert first["seeds"]["training"] != second["seeds"]["training"]
+    assert first["preprocessing"] != second["preprocessing"], "another split has other means"
+
+
+def test_a_model_that_has_not_learned_is_refused_and_the_champion_stays(examples: Examples, tmp_path: Path) -> None:
+    path = tmp_path / "diagnosis"
+    champion = retrained(examples, path)
+    untrained = PLAN.model_copy(update={"training": TrainingPlan(epochs=1, hidden=(64,), learning_rate=1e-9)})
+    with pytest.raises(GateRefused, match=r"robust accuracy 0\.\d+ .* is below 0\.55.* The champion stays"):
+        retrained(examples, path, plan=untrained, run_key="run 2")
+    assert ModelFolder(path).champion() == champion
+    assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {"model.keras", "model_card.json", "lock"}
+
+
+def test_a_first_model_that_is_refused_leaves_nothing(examples: Examples, tmp_path: Path) -> None:
+    strict = PLAN.model_copy(update={"gate": GatePlan(minimum_clean_accuracy=0.85, minimum_robust_accuracy=1)})
+    with pytest.raises(GateRefused, match="Nothing is published"):
+        retrained(examples, tmp_path / "diagnosis", plan=strict)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_standard_training_does_not_pass_the_gate_that_hardening_passes(
+    examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lepton_airflow.models import retraining
+
+    monkeypatch.setattr(retraining, "pgd_objective", lambda **_ignored: retraining.standard_objective())
+    with pytest.raises(GateRefused, match="robust accuracy"):
+        retrained(examples, tmp_path / "diagnosis")
+
+
+def test_what_is_judged_is_what_was_loaded_from_the_file(
+    examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lepton_airflow.models import retraining
+
+    load = keras.models.load_model
+
+    def load_with_damage(file: Path, **options: Any) -> Any:
+        model = load(file, **options)
+        model.get_layer("logits").set_weights([-array for array in model.get_layer("logits").get_weights()])
+        return model
+
+    monkeypatch.setattr(retraining.keras.models, "load_model", load_with_damage)
+    with pytest.raises(GateRefused, match="clean accuracy"):
+        retrained(examples, tmp_path / "diagnosis")
+
+
+def test_splits_that_share_units_are_never_trained_on(
+    examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lepton_airflow.models import retraining
+
+    monkeypatch.setattr(retraining, "split_by_unit", lambda all_examples, **_ignored: (all_examples, all_examples))
+    with pytest.raises(InvalidData, match="569 privacy units"):
+        retrained(examples, tmp_path / "diagnosis")
+
+
+def test_fewer_examples_than_a_batch_are_refused(blobs: Callable[..., Examples], tmp_path: Path) -> None:
+    with pytest.raises(EmptyTable, match="less than one batch of 64"):
+        retrained(blobs(60), tmp_path / "m")
+
+
+def test_a_feature_that_does_not_vary_is_refused_by_name(blobs: Callable[..., Examples], tmp_path: Path) -> None:
+    examples = blobs(300)
+    examples.features[:, 3] = 7.0
+    with pytest.raises(InvalidData, match=r"clinic\.visits\.feature_3"):
+        retrained(examples, tmp_path / "m")
+
+
+def test_a_class_that_the_training_split_lacks_is_refused(blobs: Callable[..., Examples], tmp_path: Path) -> None:
+    examples = replace(blobs(300), labels=np.zeros(300, np.int32))
+    with pytest.raises(InvalidData, match=r"'malignant'.*"):
+        retrained(examples, tmp_path / "m")
+
+
+def test_three_classes_are_learned_too(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    labels = np.arange(600) % 3
+    centres = np.array([[4.0, 0.0], [-4.0, 0.0], [0.0, 4.0]])
+    examples = Examples(
+        features=(centres[labels] + draw.normal(size=(600, 2))).astype(np.float32),
+        labels=labels.astype(np.int32),
+        units=np.arange(600),
+        unit_ids=tuple(f"{unit:03}".encode() for unit in range(600)),
+    )
+    card = retrain(
+        examples,
+        origin=replace(origin(("x", "y")), classes=(0, 1, 2)),
+        plan=PLAN,
+        folder=ModelFolder(tmp_path / "m"),
+        report=lambda _report: None,
+    )
+    assert card["evaluation"]["robust"]["accuracy"] > 0.8

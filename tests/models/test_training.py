@@ -1,0 +1,113 @@
+"""The training loop and the hardening that it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from lepton_airflow.models.architectures import tabular_classifier
+from lepton_airflow.models.attacks.pgd import ProjectedGradientDescent
+from lepton_airflow.models.examples import Examples
+from lepton_airflow.models.objectives import Objective, pgd_objective, standard_objective
+from lepton_airflow.models.perturbation import LinfPerturbation
+from lepton_airflow.models.plan import TrainingPlan
+from lepton_airflow.models.training import EpochReport, compile_step, train
+
+ONES, ZEROS = np.ones(5, np.float32), np.zeros(5, np.float32)
+
+
+def classifier(seed: int = 1, hidden: tuple[int, ...] = (16,)) -> Any:
+    return tabular_classifier(mean=ZEROS, scale=ONES, hidden=hidden, classes=2, seed=seed)
+
+
+def hardening(epsilon: float = 0.3) -> Objective:
+    return pgd_objective(perturbation=LinfPerturbation(ONES), epsilon=epsilon, steps=5, seed=2)
+
+
+def trained(examples: Examples, objective: Objective, *, seed: int = 1, epochs: int = 20) -> Any:
+    model = classifier()
+    plan = TrainingPlan(epochs=epochs, batch_size=32, learning_rate=0.01)
+    train(model, examples, name="model", plan=plan, objective=objective, seed=seed, report=lambda _report: None)
+    return model
+
+
+def adam(model: Any) -> Any:
+    optimizer = keras.optimizers.Adam(0.01)
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def test_a_step_with_its_inner_attack_is_traced_once(blobs: Callable[..., Examples]) -> None:
+    model = classifier()
+    step = compile_step(model, adam(model), objective=hardening(), batch_size=32)
+    for seed in range(3):
+        examples = blobs(32, seed=seed)
+        step(examples.features, examples.labels, np.ones(32, np.float32))
+    assert step.experimental_get_tracing_count() == 1
+
+
+def test_filling_does_not_touch_the_step(blobs: Callable[..., Examples]) -> None:
+    examples = blobs(32)
+    weights = np.where(np.arange(32) < 20, 1, 0).astype(np.float32)
+    after = []
+    for filling in (0.0, 50.0):
+        features = examples.features.copy()
+        features[20:] = filling
+        model = classifier()
+        step = compile_step(model, adam(model), objective=standard_objective(), batch_size=32)
+        loss, correct = step(features, examples.labels, weights)
+        after.append((float(loss), float(correct), [array.tolist() for array in model.get_weights()]))
+    assert after[0] == after[1]
+
+
+def test_training_learns_and_reports_every_epoch(blobs: Callable[..., Examples]) -> None:
+    reports: list[EpochReport] = []
+    model = classifier()
+    plan = TrainingPlan(epochs=15, batch_size=32, learning_rate=0.01)
+    examples = blobs(500)
+    train(model, examples, name="m", plan=plan, objective=standard_objective(), seed=1, report=reports.append)
+    assert [report.epoch for report in reports] == list(range(1, 16))
+    assert reports[-1].loss < 0.7 * reports[0].loss
+    correct = model.predict(examples.features, verbose=0).argmax(axis=1) == examples.labels
+    assert reports[-1].accuracy == pytest.approx(correct.mean(), abs=0.02)
+
+
+def test_hardening_makes_the_model_harder_to_mislead(examples: Examples) -> None:
+    mean, scale = examples.features.mean(axis=0), examples.features.std(axis=0)
+    perturbation = LinfPerturbation(scale)
+    robust = {}
+    for name, objective in (
+        ("standard", standard_objective()),
+        ("hardened", pgd_objective(perturbation=perturbation, epsilon=0.5, steps=7, seed=2)),
+    ):
+        model = tabular_classifier(mean=mean, scale=scale, hidden=(32,), classes=2, seed=1)
+        plan = TrainingPlan(epochs=20, hidden=(32,))
+        train(model, examples, name=name, plan=plan, objective=objective, seed=1, report=lambda _report: None)
+        attack = ProjectedGradientDescent(
+            model, perturbation=perturbation, steps=20, restarts=2, batch_size=len(examples), seed=1
+        )
+        robust[name] = attack.survivors(examples, 0.5).mean()
+    assert robust["hardened"] > robust["standard"] + 0.2
+
+
+def test_the_same_seeds_give_the_same_model(blobs: Callable[..., Examples]) -> None:
+    examples = blobs(100)
+    first, second = (trained(examples, hardening(), epochs=3).get_weights() for _ in range(2))
+    assert all(np.array_equal(left, right) for left, right in zip(first, second, strict=True))
+
+
+def test_another_seed_gives_another_order_and_other_weights(blobs: Callable[..., Examples]) -> None:
+    examples = blobs(100)
+    first, second = (trained(examples, standard_objective(), seed=seed, epochs=3).get_weights() for seed in (1, 2))
+    assert not np.array_equal(first[0], second[0])
+    assert not np.array_equal(classifier(seed=1).get_weights()[0], classifier(seed=2).get_weights()[0])
+
+
+def test_layers_do_not_start_with_the_same_weights() -> None:
+    model = classifier(hidden=(5, 5))
+    first, second = (model.get_layer(f"hidden_{position}").get_weights()[0] for position in (0, 1))
+    assert not np.array_equal(first, second)

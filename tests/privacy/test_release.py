@@ -1,0 +1,235 @@
+"""A release happens once: whatever is killed, raced or repeated, one answer is published and paid once."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from lepton_airflow.errors import BudgetExhausted, MissingColumn, RunKeyConflict, TargetExists
+from lepton_airflow.privacy.bounds import ContributionBounds
+from lepton_airflow.privacy.ledger import Ledger
+from lepton_airflow.privacy.metrics import Metric
+from lepton_airflow.privacy.plan import BoundedAggregates, plan_release
+from lepton_airflow.privacy.records import RELEASED, RESERVED
+from lepton_airflow.privacy.release import Aggregation, ReleaseOrder, perform
+from lepton_airflow.settings import Settings
+
+DATASET, UNIT = "clinic.visits", "patient_id"
+EXACT = BoundedAggregates(units=(1_000_003, 5), rows=(2_000_003, 9), values=(), sums=())
+
+
+def order_of(
+    file: Path, *, run_key: str = "run", spec: str = "sha256:a", epsilon: str = "0.01", mode: str = "errorifexists"
+) -> ReleaseOrder:
+    return ReleaseOrder(
+        run_key=run_key,
+        spec_digest=spec,
+        dataset=DATASET,
+        budget=DATASET,
+        unit=UNIT,
+        group_by=("ward",),
+        groups=(("north",), ("south",)),
+        plan=plan_release(
+            metrics=[Metric(name="visits", type="count"), Metric(name="patients", type="count_units")],
+            bounds=ContributionBounds(groups=2, rows=3),
+            groups=2,
+            epsilon=Decimal(epsilon),
+        ),
+        principal="analyst",
+        file=file,
+        mode=mode,  # type: ignore[arg-type]
+    )
+
+
+def source() -> Aggregation:
+    return lambda: EXACT
+
+
+def untouchable() -> Aggregation:
+    raise AssertionError("the source must not be opened")
+
+
+@pytest.fixture
+def funded(ledger: Ledger) -> Ledger:
+    ledger.create(dataset=DATASET, unit=UNIT, epsilon=Decimal(1), owner="officer")
+    return ledger
+
+
+def spent(ledger: Ledger) -> Fraction:
+    return ledger.balance(dataset=DATASET, unit=UNIT).spent
+
+
+def test_a_retry_publishes_the_same_bytes_and_does_not_open_the_source(funded: Ledger, tmp_path: Path) -> None:
+    file = tmp_path / "out" / "release.json"
+    first = perform(order_of(file), ledger=funded, open_source=source)
+    content = file.read_bytes()
+    again = perform(order_of(file), ledger=funded, open_source=untouchable)
+    assert (first.replayed, again.replayed) == (False, True)
+    assert file.read_bytes() == content
+    file.unlink()
+    perform(order_of(file), ledger=funded, open_source=untouchable)
+    assert file.read_bytes() == content
+    assert first.digest == again.digest
+    assert spent(funded) == Fraction(1, 100)
+
+
+def test_overspending_is_refused_before_the_source_is_opened(funded: Ledger, tmp_path: Path) -> None:
+    with pytest.raises(BudgetExhausted):
+        perform(order_of(tmp_path / "release.json", epsilon="1.01"), ledger=funded, open_source=untouchable)
+    assert not (tmp_path / "release.json").exists()
+
+
+def test_a_changed_spec_under_the_run_key_is_refused(funded: Ledger, tmp_path: Path) -> None:
+    perform(order_of(tmp_path / "release.json"), ledger=funded, open_source=source)
+    with pytest.raises(RunKeyConflict):
+        perform(order_of(tmp_path / "other.json", spec="sha256:b"), ledger=funded, open_source=untouchable)
+    assert spent(funded) == Fraction(1, 100)
+
+
+def test_another_runs_file_is_kept_and_nothing_is_spent_on_it(funded: Ledger, tmp_path: Path) -> None:
+    file = tmp_path / "release.json"
+    perform(order_of(file), ledger=funded, open_source=source)
+    content = file.read_bytes()
+    with pytest.raises(TargetExists, match=r"release\.json"):
+        perform(order_of(file, run_key="next"), ledger=funded, open_source=untouchable)
+    assert file.read_bytes() == content
+    assert funded.find("next") is None
+    perform(order_of(file, run_key="next", mode="overwrite"), ledger=funded, open_source=source)
+    assert json.loads(file.read_text())["run_key"] == "next"
+
+
+def test_a_file_that_appears_while_the_release_runs_is_kept(funded: Ledger, tmp_path: Path) -> None:
+    file = tmp_path / "release.json"
+
+    def slow() -> Aggregation:
+        file.write_text("somebody else's")
+        return source()
+
+    with pytest.raises(TargetExists):
+        perform(order_of(file), ledger=funded, open_source=slow)
+    assert file.read_text() == "somebody else's"
+    assert [path.name for path in tmp_path.glob(".release.json*")] == []
+    file.unlink()
+    assert perform(order_of(file), ledger=funded, open_source=untouchable).replayed
+
+
+def test_a_source_that_cannot_be_opened_costs_nothing(funded: Ledger, tmp_path: Path) -> None:
+    def missing() -> Aggregation:
+        raise MissingColumn("There is no column age.", place=DATASET, remedy="Mend the spec.")
+
+    with pytest.raises(MissingColumn):
+        perform(order_of(tmp_path / "release.json"), ledger=funded, open_source=missing)
+    release = funded.find("run")
+    assert release is not None
+    assert release.state == RELEASED
+    # The mended spec has another digest, and the same run key can have it.
+    perform(order_of(tmp_path / "release.json", spec="sha256:mended"), ledger=funded, open_source=source)
+
+
+def test_an_aggregation_that_fails_keeps_its_reservation(funded: Ledger, tmp_path: Path) -> None:
+    def failing() -> BoundedAggregates:
+        raise RuntimeError("an executor died")
+
+    with pytest.raises(RuntimeError):
+        perform(order_of(tmp_path / "release.json"), ledger=funded, open_source=lambda: failing)
+    release = funded.find("run")
+    assert release is not None
+    assert release.state == RESERVED
+    assert not perform(order_of(tmp_path / "release.json"), ledger=funded, open_source=source).replayed
+    assert spent(funded) == Fraction(1, 100)
+
+
+def test_exact_numbers_are_nowhere_but_in_memory(funded: Ledger, tmp_path: Path) -> None:
+    """With noise of scale 400 the chance that a noisy number equals its exact one is below 1 in 300, for each of two."""
+    perform(order_of(tmp_path / "release.json"), ledger=funded, open_source=source)
+    stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    found = [number for number in (EXACT.units[0], EXACT.rows[0]) if str(number).encode() in stored]
+    assert len(found) < 2
+
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+from test_release import EXACT, order_of
+from lepton_airflow.audit.database import connect
+from lepton_airflow.privacy import release
+from lepton_airflow.privacy.ledger import Ledger
+from lepton_airflow.settings import Settings
+
+step, home, file, run_key, epsilon = sys.argv[1:]
+
+def die_at(name):
+    if step == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class DyingLedger(Ledger):
+    def reserve(self, **fields):
+        reserved = super().reserve(**fields)
+        die_at("reserved")
+        return reserved
+
+    def draw(self, **fields):
+        die_at("noised")
+        drawn = super().draw(**fields)
+        die_at("drawn")
+        return drawn
+
+    def publish(self, **fields):
+        die_at("written")
+        published = super().publish(**fields)
+        die_at("published")
+        return published
+
+def open_source():
+    die_at("opened")
+    def aggregate():
+        die_at("aggregated")
+        return EXACT
+    return aggregate
+
+ledger = DyingLedger(connect(Settings(home=Path(home))))
+release.perform(order_of(Path(file), run_key=run_key, epsilon=epsilon), ledger=ledger, open_source=open_source)
+"""
+
+
+def start(
+    database: Settings, file: Path, *, step: str = "", run_key: str = "run", epsilon: str = "0.01"
+) -> subprocess.Popen[str]:
+    program = PROGRAM.format(folder=str(Path(__file__).parent))
+    return subprocess.Popen(
+        [sys.executable, "-c", program, step, str(database.home), str(file), run_key, epsilon],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("step", ["reserved", "opened", "aggregated", "noised", "drawn", "written", "published"])
+def test_after_a_kill_at_any_step_the_rerun_spends_once_and_answers_once(
+    database: Settings, funded: Ledger, tmp_path: Path, step: str
+) -> None:
+    file = tmp_path / "release.json"
+    killed = start(database, file, step=step)
+    assert killed.wait() == -signal.SIGKILL
+    before = funded.find("run")
+    assert before is not None
+    stored = None if before.state == RESERVED else funded.numbers("run")
+    assert (stored is None) == (step in ("reserved", "opened", "aggregated", "noised"))
+    content = file.read_bytes() if file.exists() else None
+    assert (content is None) == (step not in ("written", "published"))
+
+    again = perform(order_of(file), ledger=funded, open_source=source if stored is None else untouchable)
+
+    assert again.replayed == (stored is not None)
+    assert stored is None or funded.numbers("run") == stored
+    assert content is None or file.read_bytes() == content
+    balance = funded.balance(dataset=DATASET, unit=UNIT)
+    assert (balance.spent, balance.reserved) == (Fraction(1, 100), 0)
+    assert len(funded.mechanisms(dataset=DATASET, unit=UNIT)) == 2
