@@ -44,7 +44,6 @@ def test_a_run_works_in_workers_without_a_database_session(airflow: Any, home: S
         "AIRFLOW_VAR_LEPTON_DATA": str(tmp_path),
         "AIRFLOW_CONN_LEPTON_TESTER": json.dumps(lepton),
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": port,
@@ -62,6 +61,9 @@ def test_a_run_works_in_workers_without_a_database_session(airflow: Any, home: S
         )
     try:
         wait_for(lambda: "lepton_workers" in names(airflow, "select dag_id from dag"), standalone, log, seconds=180)
+        # Another test may have made the folder's DAGs known before, and paused, as new ones are.
+        unpaused = airflow.run("dags", "unpause", "lepton_workers", **variables)
+        assert unpaused.returncode == 0, unpaused.stderr
         triggered = airflow.run("dags", "trigger", "lepton_workers", **variables)
         assert triggered.returncode == 0, triggered.stderr
         states = "select state from dag_run where dag_id = 'lepton_workers'"
