@@ -8,7 +8,9 @@ from dataclasses import dataclass
 MAX_ROWS = 2**36
 #: Of the fixed-point steps that a clipped value can be away from zero.
 MAX_STEPS = 2**26
-#: Of the rows per unit and group: the remainder (less than MAX_ROWS) times it stays below 2**56, see aggregation.bounded_sum.
+#: Of the steps that a value can be away from the midpoint where squares are summed: its square is at most MAX_STEPS.
+MAX_ROOT = 2**13
+#: Of the rows per unit and group: the remainder (less than MAX_ROWS) times it stays below 2**56, see bounding.scaled.
 MAX_ROWS_PER_UNIT_AND_GROUP = 2**20
 
 
@@ -26,10 +28,10 @@ class ContributionBounds:
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """How far adding or removing all rows of one unit can move an integer vector with one entry for each group.
+    """How far adding or removing all rows of one unit can move an integer vector with one or more entries for each group.
 
-    :param groups: entries that change at most
-    :param per_group: steps by which each of them changes at most
+    :param groups: groups whose entries change at most
+    :param per_group: steps by which the entries of one group change at most, all together
     """
 
     groups: int
@@ -37,5 +39,15 @@ class Sensitivity:
 
     @property
     def l1(self) -> int:
-        """The sum of the absolute changes: ``groups`` entries by ``per_group`` each."""
+        """The sum of the absolute changes: in ``groups`` groups by ``per_group`` each."""
         return self.groups * self.per_group
+
+    @property
+    def l2_squared(self) -> int:
+        """The sum of the squared changes; in each group it is largest where one entry takes all of the change."""
+        return self.groups * self.per_group**2
+
+    @property
+    def linf(self) -> int:
+        """The largest change of one entry."""
+        return self.per_group

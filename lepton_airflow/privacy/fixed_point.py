@@ -12,7 +12,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from lepton_airflow.errors import SpecError
-from lepton_airflow.privacy.bounds import MAX_STEPS
+from lepton_airflow.privacy.bounds import MAX_ROOT, MAX_STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,24 @@ class FixedPoint:
     upper: int
 
     @classmethod
-    def from_bounds(cls, *, lower: Decimal, upper: Decimal, granularity: Decimal | None, place: str) -> FixedPoint:
+    def from_bounds(
+        cls,
+        *,
+        lower: Decimal,
+        upper: Decimal,
+        granularity: Decimal | None,
+        place: str,
+        steps: int = MAX_STEPS,
+        squares: bool = False,
+    ) -> FixedPoint:
         """Derive the grid from the declared bounds and from nothing else, as data must have no say in it.
 
-        The default granularity is the smallest power of two with which both bounds are at most 2**26 steps from zero;
-        dividing a float by a power of two is exact. The bounds themselves are rounded to the grid.
+        The default granularity is the smallest power of two with which both bounds are at most ``steps`` steps from zero, and
+        of which, for ``squares``, at most 2**13 fit into half their range; dividing a float by a power of two is exact. The
+        bounds themselves are rounded to the grid.
 
         :param place: the metric, for errors
+        :param squares: sums of squared distances from the midpoint are wanted too; each must be at most 2**26
         :raises SpecError: the bounds are reversed, or the granularity is so coarse that they fall together, or so fine that
             64-bit sums could overflow
         """
@@ -43,7 +54,12 @@ class FixedPoint:
             raise SpecError(
                 "The lower bound is not below the upper one.", place=place, remedy="Exchange or widen them."
             )
-        step = Fraction(granularity) if granularity is not None else _default_granularity(lower, upper)
+        if granularity is not None:
+            step = Fraction(granularity)
+        else:
+            step = _power_of_two(Fraction(max(abs(lower), abs(upper))) / steps)
+            if squares:
+                step = max(step, _power_of_two((Fraction(upper) - Fraction(lower)) / 2 / (MAX_ROOT - 2)))
         grid = cls(granularity=step, lower=round(Fraction(lower) / step), upper=round(Fraction(upper) / step))
         if grid.lower >= grid.upper:
             raise SpecError(
@@ -55,6 +71,13 @@ class FixedPoint:
             raise SpecError(
                 f"The bounds are {grid.magnitude} steps of the granularity from zero; sums of more than {MAX_STEPS} steps a "
                 "row could overflow 64 bits.",
+                place=place,
+                remedy="Choose a larger granularity, or leave it out.",
+            )
+        if squares and grid.half_range > MAX_ROOT:
+            raise SpecError(
+                f"Half the range of the bounds is {grid.half_range} steps; sums of squares of more than {MAX_ROOT} steps could "
+                "overflow 64 bits.",
                 place=place,
                 remedy="Choose a larger granularity, or leave it out.",
             )
@@ -78,7 +101,7 @@ class FixedPoint:
     def steps(self, value: float | None) -> int | None:
         """Clip and round one value; null and NaN are missing values, infinities are clipped to the bounds.
 
-        This is the meaning of the Spark expression in :mod:`lepton_airflow.privacy.aggregation`, for one value.
+        This is the meaning of :func:`lepton_airflow.privacy.bounding.steps`, for one value.
         """
         if value is None or math.isnan(value):
             return None
@@ -89,12 +112,12 @@ class FixedPoint:
         return float(steps * self.granularity)
 
 
-def _default_granularity(lower: Decimal, upper: Decimal) -> Fraction:
-    magnitude = Fraction(max(abs(lower), abs(upper)))
+def _power_of_two(size: Fraction) -> Fraction:
+    """The smallest power of two that is at least ``size``."""
     # The first guess is within one of the exponent; the loops settle it in exact arithmetic.
-    exponent = math.frexp(float(magnitude / MAX_STEPS))[1]
-    while magnitude <= MAX_STEPS * Fraction(2) ** (exponent - 1):
+    exponent = math.frexp(float(size))[1]
+    while size <= Fraction(2) ** (exponent - 1):
         exponent -= 1
-    while magnitude > MAX_STEPS * Fraction(2) ** exponent:
+    while size > Fraction(2) ** exponent:
         exponent += 1
     return Fraction(2) ** exponent
