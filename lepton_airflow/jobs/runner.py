@@ -63,10 +63,21 @@ class Job:
 
     :param guard: every read or write of protected data goes through it
     :param engine: the audit database, which also holds the budget ledger
+    :param principal: the identity under which it runs
+    :param requested_by: the user who triggered it, if the caller says so
     """
 
     def __init__(
-        self, *, name: str, settings: Settings, engine: Engine, guard: Guard, run_key: str, spec_digest: str
+        self,
+        *,
+        name: str,
+        settings: Settings,
+        engine: Engine,
+        guard: Guard,
+        run_key: str,
+        spec_digest: str,
+        principal: str,
+        requested_by: str | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -74,6 +85,8 @@ class Job:
         self.guard = guard
         self.run_key = run_key
         self.spec_digest = spec_digest
+        self.principal = principal
+        self.requested_by = requested_by
 
     @cached_property
     def spark(self) -> SparkSession:
@@ -232,7 +245,14 @@ def run_job(
             policy = Policy.load(settings.policy)
             guard = Guard(log=audit, policy=policy, principal=principal, spec_digest=spec_digest)
             job = Job(
-                name=name, settings=settings, engine=engine, guard=guard, run_key=run_key, spec_digest=spec_digest
+                name=name,
+                settings=settings,
+                engine=engine,
+                guard=guard,
+                run_key=run_key,
+                spec_digest=spec_digest,
+                principal=principal,
+                requested_by=caller.on_behalf_of if caller else None,
             )
             summary = run(spec, job)
         except Exception as error:

@@ -35,13 +35,15 @@ class DesignModel(BaseModel):
 
 class KeyTable(DesignModel):
     """A public table whose rows are the keys: it has the columns grouped by. Its content shows in the release, so it must say
-    nothing about any unit.
+    nothing about any unit; and whoever releases it must be allowed to read it in clear (the policy's action ``decrypt``).
 
+    :param name: the dataset's name in policies
     :param format: the Spark data source
     :param path: where it is; exactly one of ``path`` and ``table``
     :param table: its name in Spark's catalogue
     """
 
+    name: str = Field(min_length=1)
     format: str = "parquet"
     path: str | None = None
     table: str | None = None
@@ -62,7 +64,7 @@ class GroupingSet(DesignModel):
 
     :param by: the columns; none for one number over the whole table
     :param keys: the groups to release numbers for: a list of keys, each a value for every column of ``by`` (or a plain value, if
-        that is one column); ``{"path": ...}`` or ``{"table": ...}`` of a public table; or ``private``
+        that is one column); a public table, see :class:`KeyTable`; or ``private``
     :param name: by default the columns, joined by ``-``
     :param max_groups_per_unit: the release's, if it is not given
     :param weight: its part of the release's budget, in proportion to the other grouping sets' weights
@@ -187,7 +189,7 @@ class ReleaseDesign(DesignModel):
             return
         if self.mechanism in REFUSED_MECHANISMS:
             raise ValueError(
-                f"diffprivlib's {self.mechanism} is refused: it adds noise in floating point, and the low bits of what it returns "
+                f"diffprivlib's {self.mechanism} is refused: it adds noise in floating point, and the low bits of it "
                 "tell neighbours apart (claimed epsilon 1, measured above 6). Use Geometric or GaussianDiscrete"
             )
         if _INTEGER_MECHANISMS.get(self.mechanism) != self.noise or self.backend != "diffprivlib":
@@ -240,6 +242,15 @@ class ReleaseDesign(DesignModel):
             delta=self.delta,
             noise=self.noise,
             backend=self.backend,
+        )
+
+    def plan_for(self, keys: Sequence[Sequence[Key] | None]) -> ReleasePlan:
+        """:meth:`plan`, given the keys of each of :attr:`sets`; those of private ones do not matter."""
+        return self.plan(
+            [
+                None if grouping.keys == "private" or own is None else len(own)
+                for grouping, own in zip(self.sets, keys, strict=True)
+            ]
         )
 
 

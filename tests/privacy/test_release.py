@@ -2,54 +2,89 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from lepton_airflow.errors import BudgetExhausted, MissingColumn, RunKeyConflict, TargetExists
-from lepton_airflow.privacy.bounds import ContributionBounds
+from lepton_airflow.errors import (
+    ApprovalMissing,
+    BudgetExhausted,
+    MissingColumn,
+    RunKeyConflict,
+    TargetExists,
+)
+from lepton_airflow.privacy.design import ReleaseDesign
+from lepton_airflow.privacy.draw import GroupTotals
 from lepton_airflow.privacy.ledger import Ledger
-from lepton_airflow.privacy.metrics import Metric
-from lepton_airflow.privacy.plan import BoundedAggregates, plan_release
-from lepton_airflow.privacy.records import RELEASED, RESERVED
-from lepton_airflow.privacy.release import Aggregation, ReleaseOrder, perform
+from lepton_airflow.privacy.plan import ReleasePlan
+from lepton_airflow.privacy.records import DRAWN, RELEASED, RESERVED
+from lepton_airflow.privacy.release import Aggregation, GroupKeys, Released, ReleaseOrder, publish
+from lepton_airflow.privacy.release import perform as perform_release
 from lepton_airflow.settings import Settings
 
 DATASET, UNIT = "clinic.visits", "patient_id"
-EXACT = BoundedAggregates(units=(1_000_003, 5), rows=(2_000_003, 9), values=(), sums=())
+#: Units and rows of two groups.
+EXACT = np.array([[1_000_003, 2_000_003], [5, 9]], dtype=np.int64)
+KEYS = ((("north",), ("south",)),)
 
 
 def order_of(
-    file: Path, *, run_key: str = "run", spec: str = "sha256:a", epsilon: str = "0.01", mode: str = "errorifexists"
+    file: Path,
+    *,
+    run_key: str = "run",
+    spec: str = "sha256:a",
+    epsilon: str = "0.01",
+    mode: str = "errorifexists",
+    **design: Any,
 ) -> ReleaseOrder:
+    fields: dict[str, Any] = {
+        "privacy_unit": UNIT,
+        "group_by": ["ward"],
+        "groups": ["north", "south"],
+        "metrics": [{"name": "visits", "type": "count"}, {"name": "patients", "type": "count_units"}],
+        "max_groups_per_unit": 2,
+        "max_rows_per_unit_and_group": 3,
+        "epsilon": epsilon,
+    }
     return ReleaseOrder(
         run_key=run_key,
         spec_digest=spec,
+        spec={},
+        design=ReleaseDesign.model_validate(fields | design),
         dataset=DATASET,
         budget=DATASET,
-        unit=UNIT,
-        group_by=("ward",),
-        groups=(("north",), ("south",)),
-        plan=plan_release(
-            metrics=[Metric(name="visits", type="count"), Metric(name="patients", type="count_units")],
-            bounds=ContributionBounds(groups=2, rows=3),
-            groups=2,
-            epsilon=Decimal(epsilon),
-        ),
         principal="analyst",
+        requested_by="ada",
         file=file,
         mode=mode,  # type: ignore[arg-type]
     )
 
 
+def perform(
+    order: ReleaseOrder,
+    *,
+    ledger: Ledger,
+    open_source: Callable[[], Aggregation],
+    read_keys: Callable[[], GroupKeys] = lambda: KEYS,
+) -> Released:
+    def opened(_plan: ReleasePlan, _keys: GroupKeys) -> Aggregation:
+        return open_source()
+
+    return perform_release(order, ledger=ledger, read_keys=read_keys, open_source=opened)
+
+
 def source() -> Aggregation:
-    return lambda: EXACT
+    return lambda: [EXACT]
 
 
 def untouchable() -> Aggregation:
@@ -63,7 +98,8 @@ def funded(ledger: Ledger) -> Ledger:
 
 
 def spent(ledger: Ledger) -> Fraction:
-    return ledger.balance(dataset=DATASET, unit=UNIT).spent
+    balance = ledger.balance(dataset=DATASET, unit=UNIT)
+    return balance.epsilon - balance.left
 
 
 def test_a_retry_publishes_the_same_bytes_and_does_not_open_the_source(funded: Ledger, tmp_path: Path) -> None:
@@ -134,7 +170,7 @@ def test_a_source_that_cannot_be_opened_costs_nothing(funded: Ledger, tmp_path: 
 
 
 def test_an_aggregation_that_fails_keeps_its_reservation(funded: Ledger, tmp_path: Path) -> None:
-    def failing() -> BoundedAggregates:
+    def failing() -> list[GroupTotals]:
         raise RuntimeError("an executor died")
 
     with pytest.raises(RuntimeError):
@@ -150,17 +186,64 @@ def test_exact_numbers_are_nowhere_but_in_memory(funded: Ledger, tmp_path: Path)
     """With noise of scale 400 the chance that a noisy number equals its exact one is below 1 in 300, for each of two."""
     perform(order_of(tmp_path / "release.json"), ledger=funded, open_source=source)
     stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    found = [number for number in (EXACT.units[0], EXACT.rows[0]) if str(number).encode() in stored]
+    found = [number for number in EXACT[0] if str(number).encode() in stored]
     assert len(found) < 2
+
+
+def test_what_waits_for_approval_is_drawn_and_not_published(funded: Ledger, tmp_path: Path) -> None:
+    file = tmp_path / "release.json"
+    order = order_of(file, approval="required")
+    waiting = perform(order, ledger=funded, open_source=source)
+    assert (waiting.release.state, waiting.digest, file.exists()) == (DRAWN, None, False)
+    numbers = funded.result("run")
+    with pytest.raises(ApprovalMissing):
+        publish(order.design, waiting.release, ledger=funded, dataset=DATASET, file=file, mode="errorifexists")
+    assert perform(order, ledger=funded, open_source=untouchable).digest is None
+    approved = funded.approve(run_key="run", approver="grace")
+    _, digest = publish(order.design, approved, ledger=funded, dataset=DATASET, file=file, mode="errorifexists")
+    assert funded.result("run") == numbers
+    assert perform(order, ledger=funded, open_source=untouchable).digest == digest
+    assert spent(funded) == Fraction(1, 100)
+
+
+def test_numbers_stay_those_of_the_keys_they_were_drawn_for(funded: Ledger, tmp_path: Path) -> None:
+    """A table of keys can change between two tries."""
+    file = tmp_path / "release.json"
+    order = order_of(file, groups={"name": "public.wards", "path": "/data/wards"})
+    perform(order, ledger=funded, open_source=source)
+    content = file.read_bytes()
+    file.unlink()
+    perform(order, ledger=funded, open_source=untouchable, read_keys=lambda: ((("east",),),))
+    assert file.read_bytes() == content
+    assert [cell["group"] for cell in json.loads(content)["groupings"][0]["cells"]] == [
+        {"ward": "north"},
+        {"ward": "south"},
+    ]
+
+
+def test_groups_with_few_units_stay_hidden(funded: Ledger, tmp_path: Path) -> None:
+    """The threshold is above 30 units and the noise has scale 2: a group of 1 passes with a probability below 1e-9."""
+    file = tmp_path / "release.json"
+    order = order_of(
+        file, groups="private", epsilon="1.5", delta="1e-9", max_groups_per_unit=1, max_rows_per_unit_and_group=1
+    )
+    officers = funded.create(dataset="other", unit=UNIT, epsilon=Decimal(2), delta=Decimal("1e-6"), owner="officer")
+    chunk = ([b'["north"]', b'["secret"]'], np.array([[1_000_000, 1_000_000], [1, 1]], dtype=np.int64))
+    order = dataclasses.replace(order, budget=officers.dataset)
+    perform(order, ledger=funded, open_source=lambda: lambda: [iter([chunk])], read_keys=lambda: [None])
+    content = file.read_text()
+    assert "secret" not in content
+    cells = json.loads(content)["groupings"][0]["cells"]
+    assert [cell["group"] for cell in cells] == [{"ward": "north"}]
+    assert cells[0]["values"]["patients"]["value"] == pytest.approx(1_000_000, abs=100)
 
 
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {folder!r})
-from test_release import EXACT, order_of
+from test_release import EXACT, order_of, perform
 from lepton_airflow.audit.database import connect
-from lepton_airflow.privacy import release
 from lepton_airflow.privacy.ledger import Ledger
 from lepton_airflow.settings import Settings
 
@@ -192,11 +275,11 @@ def open_source():
     die_at("opened")
     def aggregate():
         die_at("aggregated")
-        return EXACT
+        return [EXACT]
     return aggregate
 
 ledger = DyingLedger(connect(Settings(home=Path(home))))
-release.perform(order_of(Path(file), run_key=run_key, epsilon=epsilon), ledger=ledger, open_source=open_source)
+perform(order_of(Path(file), run_key=run_key, epsilon=epsilon), ledger=ledger, open_source=open_source)
 """
 
 
@@ -220,7 +303,7 @@ def test_after_a_kill_at_any_step_the_rerun_spends_once_and_answers_once(
     assert killed.wait() == -signal.SIGKILL
     before = funded.find("run")
     assert before is not None
-    stored = None if before.state == RESERVED else funded.numbers("run")
+    stored = None if before.state == RESERVED else funded.result("run")
     assert (stored is None) == (step in ("reserved", "opened", "aggregated", "noised"))
     content = file.read_bytes() if file.exists() else None
     assert (content is None) == (step not in ("written", "published"))
@@ -228,8 +311,7 @@ def test_after_a_kill_at_any_step_the_rerun_spends_once_and_answers_once(
     again = perform(order_of(file), ledger=funded, open_source=source if stored is None else untouchable)
 
     assert again.replayed == (stored is not None)
-    assert stored is None or funded.numbers("run") == stored
+    assert stored is None or funded.result("run") == stored
     assert content is None or file.read_bytes() == content
-    balance = funded.balance(dataset=DATASET, unit=UNIT)
-    assert (balance.spent, balance.reserved) == (Fraction(1, 100), 0)
+    assert spent(funded) == Fraction(1, 100)
     assert len(funded.mechanisms(dataset=DATASET, unit=UNIT)) == 2
