@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from lepton_airflow.columnar.publish import Written
-from lepton_airflow.jobs.roads import Road, Route, Source, record, summary
+from lepton_airflow.jobs.roads import Road, Route, open_protected, protected_columns, write_once
 from lepton_airflow.jobs.spec import JobSpec, TableReference, TargetReference
 
 if TYPE_CHECKING:
@@ -36,32 +36,18 @@ class DecryptColumnsSpec(JobSpec):
 def run(spec: DecryptColumnsSpec, job: Job) -> dict[str, Any]:
     """Decrypt the columns of the source into the target, atomically.
 
-    :returns: see :func:`lepton_airflow.jobs.roads.summary`; ``failed`` has by column the values that became null
+    :returns: see :func:`lepton_airflow.jobs.roads.write_once`; ``failed`` has by column the values that became null
     """
-    from lepton_airflow.encryption.planning import protectors_of
     from lepton_airflow.encryption.roads import Reveal
-    from lepton_airflow.encryption.selection import choose_protected, is_pattern
 
-    columns = spec.columns
-    if any(map(is_pattern, spec.columns)):
-        # Only the schema can tell which columns are meant. The policy is asked about those, before any row is read.
-        columns = choose_protected(Source(job, spec.source).schema, spec.columns, dataset=spec.source.name)
+    columns = protected_columns(job, spec.source, spec.columns)
     with job.guard.operation(
         action="decrypt", dataset=spec.source.name, columns=columns, purpose=spec.purpose
     ) as operation:
-        commit = job.committed(spec.target)
-        if commit is not None:
-            written = Written(commit.rows, commit.details)
-        else:
-            source = Source(job, spec.source, columns=columns)
-            protectors = protectors_of(
-                source.schema,
-                keyring=job.settings.keyring,
-                identity_file=job.settings.identity_file,
-                columns=columns,
-                dataset=spec.source.name,
-            )
+
+        def write() -> Written:
+            source, protectors = open_protected(job, spec.source, columns)
             route = Route(job, source, target=spec.target, road=spec.road)
-            written = route.walk(Reveal(protectors, on_error=spec.on_error))
-        record(operation, written)
-    return summary(written, columns=columns, target=spec.target, replayed=commit is not None)
+            return route.walk(Reveal(protectors, on_error=spec.on_error))
+
+        return write_once(job, operation, spec.target, write, columns=columns)

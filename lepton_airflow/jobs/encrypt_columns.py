@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lepton_airflow.columnar.publish import Written
 from lepton_airflow.encryption.protection import Protection
-from lepton_airflow.jobs.roads import Road, Route, Source, record, summary
+from lepton_airflow.jobs.roads import Road, Route, Source, needs_schema, write_once
 from lepton_airflow.jobs.spec import JobSpec, TableReference, TargetReference
 
 if TYPE_CHECKING:
@@ -43,15 +43,15 @@ class EncryptColumnsSpec(JobSpec):
 def run(spec: EncryptColumnsSpec, job: Job) -> dict[str, Any]:
     """Encrypt the columns of the source into the target, atomically.
 
-    :returns: see :func:`lepton_airflow.jobs.roads.summary`
+    :returns: see :func:`lepton_airflow.jobs.roads.write_once`
     """
     from lepton_airflow.encryption.planning import plan_protection
     from lepton_airflow.encryption.roads import Protect
-    from lepton_airflow.encryption.selection import choose_protections, is_pattern
+    from lepton_airflow.encryption.selection import choose_protections
 
     protections = spec.columns
-    if spec.sensitive or any(map(is_pattern, spec.columns)):
-        # Only the schema can tell which columns are meant. The policy is asked about those, before any row is read.
+    if spec.sensitive or needs_schema(spec.columns):
+        # The policy is asked about the columns that are meant, before any row is read.
         schema = Source(job, spec.source).schema
         protections = choose_protections(schema, spec.columns, sensitive=spec.sensitive, dataset=spec.source.name)
     columns = sorted(protections)
@@ -60,10 +60,8 @@ def run(spec: EncryptColumnsSpec, job: Job) -> dict[str, Any]:
     ) as operation:
         # Unsealed here first, so that a missing key is reported before Spark starts.
         keysets = job.keysets(spec.keyset, {protection.cipher for protection in protections.values()})
-        commit = job.committed(spec.target)
-        if commit is not None:
-            written = Written(commit.rows, commit.details)
-        else:
+
+        def write() -> Written:
             source = Source(job, spec.source, columns=columns)
             protectors = plan_protection(
                 source.schema, dataset=spec.target.name, protections=protections, keysets=keysets
@@ -71,6 +69,6 @@ def run(spec: EncryptColumnsSpec, job: Job) -> dict[str, Any]:
             file_keyset = spec.keyset if spec.parquet_encryption else None
             route = Route(job, source, target=spec.target, road=spec.road, file_keyset=file_keyset)
             route.reserve(protectors)
-            written = route.walk(Protect(protectors))
-        record(operation, written)
-    return summary(written, columns=columns, target=spec.target, replayed=commit is not None)
+            return route.walk(Protect(protectors))
+
+        return write_once(job, operation, spec.target, write, columns=columns)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lepton_airflow.columnar.publish import Written
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from lepton_airflow.access.guard import Operation
     from lepton_airflow.audit.event import Detail
     from lepton_airflow.columnar.dataset import ParquetTable
-    from lepton_airflow.encryption.columns import Protectors
+    from lepton_airflow.encryption.columns import ColumnProtector, Protectors
     from lepton_airflow.encryption.roads import TableChange
     from lepton_airflow.jobs.runner import Job
     from lepton_airflow.jobs.spec import TableReference, TargetReference
@@ -155,15 +156,8 @@ class Route:
 
     @property
     def _tries(self) -> int:
-        """How often a value may be encrypted at most."""
         context = self._job.spark.sparkContext
-        master = str(context.master)
-        if master.startswith("local"):
-            _, _, failures = master.strip("]").partition(",")
-            return int(failures) if failures.isdigit() else 1
-        tries = int(context.getConf().get("spark.task.maxFailures", "4") or 4)
-        speculates = context.getConf().get("spark.speculation", "false") == "true"
-        return 2 * tries if speculates else tries
+        return most_tries(str(context.master), dict(context.getConf().getAll()))
 
     def walk(self, change: TableChange) -> Written:
         """Change the source into the target and publish it.
@@ -235,8 +229,85 @@ class Route:
         return source.table, _CODECS[codec]
 
 
-def record(operation: Operation, written: Written) -> None:
-    """Put what was written into the outcome event: rows, the road, and what was counted, in all columns together."""
+def most_tries(master: str, conf: Mapping[str, str]) -> int:
+    """How often Spark runs a task at most that fails or is slow: so often each of its values may be encrypted.
+
+    Not among them: tries that the cluster's manager ends together with their executor, for which Spark has no limit.
+
+    :param master: as Spark writes it; ``local[4]`` tries once, ``local[4, 3]`` three times
+    :param conf: Spark's
+    """
+    if local := re.fullmatch(r"local(?:\[\s*(?:\d+|\*)\s*(?:,\s*(\d+)\s*)?\])?", master):
+        return int(local[1] or 1)
+    tries = int(conf.get("spark.task.maxFailures") or 4)
+    return 2 * tries if conf.get("spark.speculation", "").strip().lower() == "true" else tries
+
+
+def needs_schema(columns: Iterable[str]) -> bool:
+    """Whether only the schema can tell which columns are meant: by patterns and tags, and by names between backticks, which
+    rules of the policy about the plain names would not meet."""
+    from lepton_airflow.encryption.selection import is_pattern
+
+    return any(is_pattern(text) or "`" in text for text in columns)
+
+
+def protected_columns(job: Job, reference: TableReference, columns: tuple[str, ...]) -> tuple[str, ...]:
+    """The protected columns that are meant, to ask the policy about. No row is read yet.
+
+    :raises MissingColumn: a name is not in the table
+    :raises SpecError: a pattern matches no protected column
+    """
+    from lepton_airflow.encryption.selection import choose_protected
+
+    if not needs_schema(columns):
+        return columns
+    return choose_protected(Source(job, reference).schema, columns, dataset=reference.name)
+
+
+def open_protected(
+    job: Job, reference: TableReference, columns: tuple[str, ...]
+) -> tuple[Source, dict[str, ColumnProtector]]:
+    """A protected table, and the protectors of some of its columns.
+
+    :raises LeptonError: as :class:`Source` and :func:`lepton_airflow.encryption.planning.protectors_of`
+    """
+    from lepton_airflow.encryption.planning import protectors_of
+
+    source = Source(job, reference, columns=columns)
+    protectors = protectors_of(
+        source.schema,
+        keyring=job.settings.keyring,
+        identity_file=job.settings.identity_file,
+        columns=columns,
+        dataset=reference.name,
+    )
+    return source, protectors
+
+
+def write_once(
+    job: Job, operation: Operation, target: TargetReference, write: Callable[[], Written], *, columns: Sequence[str]
+) -> dict[str, Any]:
+    """Let ``write`` make the target, unless an earlier try of this run committed it; put into the outcome event what was
+    written, and return the job's summary.
+
+    :returns: ``rows``, ``columns``, ``target``, ``road`` (and ``road_reason``, if the direct one does not lead there), what was
+        counted by column, ``warnings`` if there are any, and ``replayed``: an earlier try had committed the target
+    :raises TargetExists: the target is not this run's and may not be replaced
+    """
+    commit = job.committed(target)
+    written = write() if commit is None else Written(commit.rows, commit.details)
+    _record(operation, written)
+    return {
+        "rows": written.rows,
+        "columns": list(columns),
+        "target": target.path or target.table or target.name,
+        **written.details,
+        "replayed": commit is not None,
+    }
+
+
+def _record(operation: Operation, written: Written) -> None:
+    """Rows, the road, and what was counted, in all columns together."""
     counts = {"rows": written.rows}
     details: dict[str, Detail] = {}
     for name, value in written.details.items():
@@ -247,14 +318,35 @@ def record(operation: Operation, written: Written) -> None:
     operation.record(counts=counts, details=details)
 
 
-def summary(written: Written, *, columns: Sequence[str], target: TargetReference, replayed: bool) -> dict[str, Any]:
-    """A job's summary: ``rows``, ``columns``, ``target``, ``road`` (and ``road_reason``, if the direct one does not lead there),
-    what was counted by column, ``warnings`` if there are any, and ``replayed``: an earlier try had committed the target.
+def table_to_read(source: Source, road: Road) -> tuple[ParquetTable | None, str | None]:
+    """The files of a table that is only read, if the direct road leads to them; and the reason if it does not.
+
+    :raises SpecError: the spec asks for a road that does not lead there
     """
-    return {
-        "rows": written.rows,
-        "columns": list(columns),
-        "target": target.path or target.table or target.name,
-        **written.details,
-        "replayed": replayed,
-    }
+    from lepton_airflow.columnar.dataset import NotOnDirectRoad, open_table
+
+    reference = source.reference
+    if source.frame is None:
+        if road == "dataframe":
+            raise SpecError(
+                "Only the direct road reads files that are encrypted as a whole.",
+                place=reference.name,
+                remedy="Leave `road` at auto.",
+            )
+        return source.table, None
+    if road == "dataframe":
+        return None, None
+    try:
+        if reference.path is None or reference.format.lower() != "parquet":
+            raise NotOnDirectRoad("the source is no folder of Parquet files")
+        if reference.options or reference.secret_options:
+            raise NotOnDirectRoad("options of a data source are for Spark")
+        return open_table(source.frame), None
+    except NotOnDirectRoad as reason:
+        if road == "direct":
+            raise SpecError(
+                f"The direct road does not lead there: {reason}.",
+                place=reference.name,
+                remedy="Leave `road` at auto, and Spark reads the table.",
+            ) from None
+        return None, str(reason)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import model_validator
 
 from lepton_airflow.columnar.publish import Written
-from lepton_airflow.jobs.roads import Road, Route, Source, record, summary
+from lepton_airflow.jobs.roads import Road, Route, open_protected, protected_columns, write_once
 from lepton_airflow.jobs.spec import JobSpec, TableReference, TargetReference
 
 if TYPE_CHECKING:
@@ -39,33 +39,21 @@ class RotateKeysSpec(JobSpec):
 def run(spec: RotateKeysSpec, job: Job) -> dict[str, Any]:
     """Write the source to the target with every value of the columns under its keyset's primary key, atomically.
 
-    :returns: see :func:`lepton_airflow.jobs.roads.summary`; ``rotated`` has by column the values that were encrypted again
+    :returns: see :func:`lepton_airflow.jobs.roads.write_once`; ``rotated`` has by column the values that were encrypted again
     """
-    from lepton_airflow.encryption.planning import protectors_of
     from lepton_airflow.encryption.roads import Rotate
-    from lepton_airflow.encryption.selection import choose_protected
 
-    # Only the schema can tell which columns are meant. The policy is asked about those, before any row is read.
-    columns = choose_protected(Source(job, spec.source).schema, spec.columns, dataset=spec.source.name)
+    columns = protected_columns(job, spec.source, spec.columns)
     with job.guard.operation(
         action="rotate", dataset=spec.source.name, columns=columns, purpose=spec.purpose
     ) as operation:
-        commit = job.committed(spec.target)
-        if commit is not None:
-            written = Written(commit.rows, commit.details)
-        else:
-            source = Source(job, spec.source, columns=columns)
-            protectors = protectors_of(
-                source.schema,
-                keyring=job.settings.keyring,
-                identity_file=job.settings.identity_file,
-                columns=columns,
-                dataset=spec.source.name,
-            )
+
+        def write() -> Written:
+            source, protectors = open_protected(job, spec.source, columns)
             # Files that are encrypted as a whole stay so, each under a new key.
             file_keyset = source.table.file_keys.keyset if source.table and source.table.file_keys else None
             route = Route(job, source, target=spec.target, road=spec.road, file_keyset=file_keyset)
             route.reserve(protectors)
-            written = route.walk(Rotate(protectors))
-        record(operation, written)
-    return summary(written, columns=columns, target=spec.target, replayed=commit is not None)
+            return route.walk(Rotate(protectors))
+
+        return write_once(job, operation, spec.target, write, columns=columns)

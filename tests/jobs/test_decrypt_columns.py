@@ -142,6 +142,18 @@ def test_it_needs_the_permission_to_decrypt_the_columns_for_the_purpose(home: Se
     assert summary["columns"] == ["patient_id"]
 
 
+@pytest.mark.parametrize("written", ["name", "`name`", "na[m]e", "*", "address.street", "`address`.street"])
+def test_a_denial_holds_however_the_column_is_written(written: str, home: Settings, protected: Path) -> None:
+    rule = 'role: "*", actions: [decrypt], datasets: ["*"], columns: [name, address.street], purposes: ["*"]'
+    home.policy.write_text(f"{home.policy.read_text()}denials:\n  - {{id: not-these, {rule}}}\n")
+    with pytest.raises(AccessDenied, match="not-these"):
+        run_job("decrypt_columns", spec(protected, "out", columns=[written]), settings=home, run_key="d")
+    assert events(home)[-1]["phase"] == "denied"
+    assert run_job("decrypt_columns", spec(protected, "out", columns=["`patient_id`"]), settings=home, run_key="d")[
+        "columns"
+    ] == ["patient_id"]
+
+
 def test_permission_for_another_name_of_the_table_is_no_permission(home: Settings, protected: Path) -> None:
     from lepton_airflow.errors import InvalidData
 

@@ -10,6 +10,7 @@ import pytest
 
 from lepton_airflow.encryption.dataframe import protections_of, reveal
 from lepton_airflow.errors import DecryptionFailed, EmptyTable, SpecError
+from lepton_airflow.jobs.roads import most_tries
 from lepton_airflow.jobs.runner import run_job
 from lepton_airflow.settings import Settings
 
@@ -80,6 +81,86 @@ def test_encrypting_gives_the_same_table_on_both_roads(spark: Any, home: Setting
         revealed = reveal(frame, keyring=home.keyring, identity_file=home.identity_file)
         assert revealed.schema == original.schema
         assert rows(revealed) == rows(original)
+
+
+def test_format_preserving_columns_are_the_same_on_both_roads_and_each_reads_and_rotates_the_other_s(
+    spark: Any, home: Settings, tmp_path: Path
+) -> None:
+    from lepton_airflow.keys.identity import Identity
+    from lepton_airflow.keys.keyring import FileKeyring
+
+    raw = str(tmp_path / "raw")
+    spark.range(300).selectExpr(
+        "id",
+        "if(id % 10 = 0, null, concat('+49 30 ', lpad(id * 7919, 8 + cast(id % 5 as int), '0'))) phone",
+        "translate(lpad(conv(id * 104729, 10, 16), 9, '0'), '0123456789', 'GHIJKLMNOP') code",
+        "named_struct('card', lpad(id, 16, '4')) payment",
+    ).repartition(3).write.parquet(raw)
+    columns = {
+        "phone": {"cipher": "FF1"},
+        "code": {"cipher": "FF1", "alphabet": "ABCDEFGHIJKLMNOP", "domain": "code"},
+        "payment.card": {"cipher": "FF1"},
+    }
+    original = spark.read.parquet(raw)
+    roads = ("direct", "dataframe")
+    encrypted = {}
+    for road in roads:
+        fields = spec(raw, tmp_path / road, road, columns=columns)
+        assert run_job("encrypt_columns", fields, settings=home, run_key=road)["road"] == road
+        encrypted[road] = spark.read.parquet(str(tmp_path / road))
+    assert encrypted["direct"].schema == encrypted["dataframe"].schema
+    assert rows(encrypted["direct"]) == rows(encrypted["dataframe"])
+    clear = {row.id: row for row in original.collect()}
+    for row in encrypted["direct"].collect():
+        before = clear[row.id]
+        assert row.code != before.code
+        assert set(row.code) <= set("ABCDEFGHIJKLMNOP")
+        assert (len(row.code), len(row.payment.card)) == (len(before.code), 16)
+        assert row.payment.card.isdecimal()
+        if before.phone is None:
+            assert row.phone is None
+        else:
+            assert row.phone != before.phone
+            assert [place for place, sign in enumerate(row.phone) if sign in "+ "] == [0, 3, 6]
+
+    FileKeyring(home.keyring).rotate("clinic", cipher="FF1", identity=Identity.load(home.identity_file))
+    rotated = {}
+    for by, wrote in (roads, roads[::-1]):
+        place = {"name": "clinic.visits", "path": str(tmp_path / wrote)}
+        opened = {"source": place, "columns": ["*"], "road": by, "purpose": "test"}
+        target = {"name": "clinic.clear", "path": str(tmp_path / f"clear by {by}")}
+        run_job("decrypt_columns", opened | {"target": target}, settings=home, run_key=f"d {by}")
+        decrypted = spark.read.parquet(target["path"])
+        assert decrypted.schema == original.schema
+        assert rows(decrypted) == rows(original)
+        target = {"name": "clinic.visits", "path": str(tmp_path / f"rotated by {by}")}
+        summary = run_job("rotate_keys", opened | {"target": target}, settings=home, run_key=f"r {by}")
+        assert summary["rotated"] == {"phone": 270, "code": 300, "payment.card": 300}
+        rotated[by] = spark.read.parquet(target["path"])
+    assert rotated["direct"].schema == rotated["dataframe"].schema
+    assert rows(rotated["direct"]) == rows(rotated["dataframe"])
+    assert not set(rows(rotated["direct"])) & set(rows(encrypted["direct"]))
+    revealed = reveal(rotated["direct"], keyring=home.keyring, identity_file=home.identity_file)
+    assert rows(revealed) == rows(original)
+
+
+@pytest.mark.parametrize(
+    ("master", "conf", "tries"),
+    [
+        ("local", {}, 1),
+        ("local[*]", {"spark.task.maxFailures": "9"}, 1),
+        ("local[2,4]", {}, 4),
+        ("local[*, 3]", {}, 3),
+        ("local[ 2 , 5 ]", {}, 5),
+        ("local-cluster[2,1,1024]", {}, 4),
+        ("yarn", {"spark.task.maxFailures": "7"}, 7),
+        ("spark://host:7077", {"spark.speculation": "True"}, 8),
+        ("k8s://https://host", {"spark.speculation": "true", "spark.task.maxFailures": "3"}, 6),
+        ("yarn", {"spark.speculation": "false"}, 4),
+    ],
+)
+def test_tries_are_counted_as_spark_allows_them(master: str, conf: dict[str, str], tries: int) -> None:
+    assert most_tries(master, conf) == tries
 
 
 def test_rows_keep_their_order_on_the_direct_road(spark: Any, home: Settings, tmp_path: Path) -> None:
