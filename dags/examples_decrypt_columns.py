@@ -1,6 +1,7 @@
 """Open two columns of the protected visits for the letters that go to patients; what cannot be read is counted, not hidden.
 
-Needs the Airflow variable ``clinic_data`` (the folder of the clinic's pipeline) and an identity to which the keyset is sealed.
+Needs the Airflow variable ``clinic_data`` (the folder of the clinic's pipeline) and the connection ``lepton_default`` with an
+identity to which the keyset is sealed and to which the policy grants it: ``clinic/policy.yaml`` does so to ``etl``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Bring the protected visits under the newest keys of their keyset, after ``lepton keys rotate clinic``.
 
-Needs the Airflow variable ``clinic_data`` (the folder of the clinic's pipeline) and an identity to which the keyset is sealed.
+Needs the Airflow variable ``clinic_data`` (the folder of the clinic's pipeline) and the connection ``lepton_default`` with an
+identity to which the keyset is sealed and to which the policy grants it: ``clinic/policy.yaml`` does so to ``etl``.
 """
 
 from __future__ import annotations
