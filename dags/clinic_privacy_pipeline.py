@@ -68,6 +68,7 @@ def clinic_privacy_pipeline() -> None:
         max_groups_per_unit=1,
         max_rows_per_unit_and_group=4,
         epsilon="2.0",
+        post_processing={"nonnegative": True, "decimals": 3},
         target=f"{DATA}/released/visits.json",
         mode="overwrite",
         purpose="public statistics",

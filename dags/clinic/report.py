@@ -55,7 +55,7 @@ class Results:
             protected=json.loads((data / "protected/visits/_lepton_commit.json").read_text()),
             release=json.loads((data / "released/visits.json").read_text()),
             card=json.loads((data / "models/diagnosis/model_card.json").read_text()),
-            budget=(amount_text(balance.epsilon), amount_text(balance.spent), amount_text(balance.left)),
+            budget=(amount_text(balance.epsilon), amount_text(balance.epsilon - balance.left), amount_text(balance.left)),
             audit=audit,
         )
 
@@ -83,6 +83,7 @@ def write_report(results: Results, file: Path) -> None:
     """Write the page; everything it shows is inside it."""
     rows = "".join(f"<tr><th>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>" for n, v in results.summary())
     release, card = results.release, results.card
+    bounds = release["groupings"][0]["bounds"]
     limits = "".join(f"<li>{html.escape(limit)}</li>" for limit in card["limits"])
     file.write_text(
         f"""<!doctype html>
@@ -101,8 +102,8 @@ Patient ids, names, e-mail addresses, phone and insurance numbers, sites and vis
 <table>{rows}</table>
 <h2>What was released</h2>
 <p>Differentially private numbers, epsilon {html.escape(release["epsilon"])} per patient in all
-({html.escape(release["neighbours"])}); a patient counts in at most {release["bounds"]["max_groups_per_unit"]} group
-with at most {release["bounds"]["max_rows_per_unit_and_group"]} visits. The bars are 95% confidence intervals of the
+({html.escape(release["neighbours"])}); a patient counts in at most {bounds["max_groups_per_unit"]} group
+with at most {bounds["max_rows_per_unit_and_group"]} visits. The bars are 95% confidence intervals of the
 noise; what the bounds
 left out is not in them.</p>
 {_svg(_released(release))}
@@ -142,11 +143,12 @@ def _axes(columns: int, width: float, height: float, **options: Any) -> tuple[Fi
 def _released(release: dict[str, Any]) -> Figure:
     """One panel a metric, one row a group."""
     names = [metric["name"] for metric in release["metrics"]]
-    figure, axes = _axes(len(names), 9.5, 0.5 + 0.42 * len(release["cells"]), sharey=True)
-    labels = [", ".join(str(value) for value in cell["group"].values()) for cell in release["cells"]]
+    cells = release["groupings"][0]["cells"]
+    figure, axes = _axes(len(names), 9.5, 0.5 + 0.42 * len(cells), sharey=True)
+    labels = [", ".join(str(value) for value in cell["group"].values()) for cell in cells]
     positions = list(range(len(labels), 0, -1))
     for axis, name in zip(axes, names, strict=True):
-        for position, cell in zip(positions, release["cells"], strict=True):
+        for position, cell in zip(positions, cells, strict=True):
             value, (low, high) = cell["values"][name]["value"], cell["values"][name]["interval"]
             axis.plot([low, high], [position, position], color=BLUE, linewidth=2, alpha=0.45, solid_capstyle="round")
             axis.plot([value], [position], "o", color=BLUE, markersize=5)
