@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from lepton_airflow.errors import InvalidData, SpecError, UnreadableSource
+from lepton_airflow.errors import SpecError, UnreadableSource
+from lepton_airflow.jobs.privacy_unit import check_unit
 from lepton_airflow.jobs.roads import Road, Source, table_to_read
 from lepton_airflow.jobs.spec import JobSpec, TableReference
 from lepton_airflow.privacy.amount import amount_text
@@ -210,8 +211,9 @@ class ReleaseSource:
         name = spec.source.name
         source = Source(job, spec.source, columns=spec.columns)
         protected = protections_of(source.schema)
-        check_unit(spec, protected)
-        hidden = sorted(({*spec.columns} - {spec.privacy_unit}) & protected.keys())
+        others = {*spec.columns} - {spec.privacy_unit}
+        check_unit(spec.privacy_unit, protected, dataset=name, others=spec.used_columns)
+        hidden = sorted(others & protected.keys())
         reveal = None
         schema = source.schema
         if hidden:
@@ -244,35 +246,6 @@ class ReleaseSource:
             dataset=name,
             unit_is_encrypted=spec.privacy_unit in protected,
             reveal=reveal,
-        )
-
-
-def check_unit(spec: ReleaseAggregatesSpec, protected: Any) -> None:
-    """See that one privacy unit cannot pass for several.
-
-    :raises SpecError: it is encrypted in another way than deterministically, or used as a group or measure as well
-    :raises InvalidData: it was encrypted for another dataset
-    """
-    unit = protected.get(spec.privacy_unit)
-    if unit is None:
-        return
-    place = f"{spec.source.name}.{spec.privacy_unit}"
-    if unit.cipher != "AES256_SIV":
-        raise SpecError(
-            f"The privacy unit is encrypted with {unit.cipher}, so that one unit could pass for several and nobody could tell.",
-            place=place,
-            remedy="Encrypt it with AES256_SIV: equal values get equal ciphertexts, and each names its key.",
-        )
-    if unit.dataset != spec.source.name:
-        raise InvalidData(
-            f"The column was encrypted for the dataset {unit.dataset!r}.",
-            place=place,
-            remedy="Give the source that name: permissions and budgets go by it.",
-        )
-    others = {column for grouping in spec.sets for column in grouping.by} | {metric.column for metric in spec.metrics}
-    if spec.privacy_unit in others:
-        raise SpecError(
-            "The encrypted privacy unit is also a group or a measure.", place=place, remedy="Use it as the unit only."
         )
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
-from lepton_airflow.errors import InvalidData, SpecError
+from lepton_airflow.errors import InvalidData
+from lepton_airflow.jobs.privacy_unit import check_unit
 from lepton_airflow.jobs.spec import JobSpec, TableReference
 from lepton_airflow.models.plan import EvaluationPlan, GatePlan, LinfThreatModel, RetrainingPlan, TrainingPlan
 
@@ -158,14 +159,7 @@ def _collect(spec: RetrainModelSpec, job: Job) -> pa.Table:
     frame = frame.select(*(frame["`" + name.replace("`", "``") + "`"] for name in spec.columns))
     protected = protections_of(frame.schema)
     encrypted = [name for name in (*spec.features, spec.label_column) if name in protected]
-    place = f"{spec.source.name}.{spec.privacy_unit}"
-    unit = protected.get(spec.privacy_unit)
-    if unit is not None and unit.cipher != "AES256_SIV":
-        raise SpecError(
-            "The privacy unit is encrypted so that equal units look different.",
-            place=place,
-            remedy="Protect that column with AES256_SIV.",
-        )
+    check_unit(spec.privacy_unit, protected, dataset=spec.source.name, others=(*spec.features, spec.label_column))
     if encrypted:
         with job.guard.operation(
             action="decrypt", dataset=spec.source.name, columns=encrypted, purpose=spec.purpose
@@ -181,8 +175,8 @@ def _collect(spec: RetrainModelSpec, job: Job) -> pa.Table:
             decryption.record(counts={"rows": table.num_rows})
     else:
         table = frame.toArrow()
-    if unit is not None:
-        _require_one_key(table[spec.privacy_unit], place=place)
+    if spec.privacy_unit in protected:
+        _require_one_key(table[spec.privacy_unit], place=f"{spec.source.name}.{spec.privacy_unit}")
     return table
 
 

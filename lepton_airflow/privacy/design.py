@@ -211,11 +211,16 @@ class ReleaseDesign(DesignModel):
         return self.groupings or (GroupingSet(by=self.group_by, keys=self.groups),)
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns that the release reads, each once."""
+    def used_columns(self) -> tuple[str, ...]:
+        """The columns that are grouped by or measured, each once."""
         grouped = [column for grouping in self.sets for column in grouping.by]
         measures = [metric.column for metric in self.metrics if metric.column is not None]
-        return tuple(dict.fromkeys((self.privacy_unit, *grouped, *measures)))
+        return tuple(dict.fromkeys((*grouped, *measures)))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the release reads, each once."""
+        return tuple(dict.fromkeys((self.privacy_unit, *self.used_columns)))
 
     def plan(self, groups: Sequence[int | None]) -> ReleasePlan:
         """What is noised, and how.
