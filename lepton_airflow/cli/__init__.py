@@ -7,7 +7,7 @@ import sys
 import typer
 
 from lepton_airflow import __version__
-from lepton_airflow.cli import audit, budget, keys
+from lepton_airflow.cli import audit, budget, keys, release_review
 from lepton_airflow.cli.console import errors
 from lepton_airflow.cli.home import init
 from lepton_airflow.cli.jobs import run
@@ -26,6 +26,7 @@ app.command()(scan)
 app.add_typer(keys.app, name="keys", help="Identities, keysets and who can open them.")
 app.add_typer(audit.app, name="audit", help="Seal and verify the audit log.")
 app.add_typer(budget.app, name="budget", help="Privacy budgets and what is left of them.")
+app.add_typer(release_review.app, name="release", help="Releases: from a plan to a receipt.")
 
 
 @app.command()
