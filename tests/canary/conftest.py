@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -178,10 +178,11 @@ class Stage:
         assert process.returncode == 0, output.decode(errors="replace")[-4000:]
         return output.decode(errors="replace")
 
-    def places(self) -> dict[str, bytes]:
-        """All that was written down or could be seen, by place."""
+    def places(self, **folders: Sequence[Path]) -> dict[str, bytes]:
+        """All that was written down or could be seen, by place; and what is in ``folders``, or files, by the name of a place."""
         return {
             **self.outputs,
+            **{name.replace("_", " "): b"\n".join(map(_contents, paths)) for name, paths in folders.items()},
             "event logs": _contents(self.events),
             "executor logs": _contents(self.work),
             "cluster logs": b"".join(path.read_bytes() for path in self.folder.glob("*.log")),
@@ -193,7 +194,8 @@ class Stage:
 
 
 def _contents(folder: Path) -> bytes:
-    return b"\n".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    return b"\n".join(path.read_bytes() for path in files if path.is_file())
 
 
 @contextmanager

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import secrets
 import sqlite3
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
+from lepton_airflow.keys.cipher import Cipher
 from lepton_airflow.keys.identity import Identity
 from lepton_airflow.keys.keyring import FileKeyring
 from lepton_airflow.settings import Settings
@@ -25,8 +28,10 @@ from lepton_airflow.settings import Settings
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("airflow"), pytest.mark.timeout(1800)]
 
 HERE = Path(__file__).parent
-JOBS = HERE.parents[1] / "spark_jobs"
 ROWS = 2_000
+#: Folders of the data: in the first no secret may be, in the second no key.
+PROTECTED = ("protected", "protected directly", "rotated", "rotated again", "sorted")
+DECRYPTED = ("decrypted", "decrypted directly")
 
 Search = Callable[[Mapping[str, bytes], Mapping[str, bytes]], dict[str, list[str]]]
 
@@ -67,83 +72,99 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def planted(home: Settings, data: Path) -> dict[str, bytes]:
-    """Every secret by name: the keys in use, and the values of a table that is written to ``data``/raw."""
+def values(data: Path) -> dict[str, bytes]:
+    """The values of a table that is written to ``data``/raw, by name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    emails = [f"{secrets.token_hex(6)}@planted.example" for _ in range(ROWS)]
-    patients = [f"planted-{secrets.token_hex(8)}" for _ in range(ROWS)]
-    cards = [secrets.randbelow(2**62) + 2**62 for _ in range(ROWS)]
+    table = {
+        "email": [f"{secrets.token_hex(6)}@planted.example" for _ in range(ROWS)],
+        "patient": [f"planted-{secrets.token_hex(8)}" for _ in range(ROWS)],
+        "phone": [str(secrets.randbelow(10**16) + 10**16) for _ in range(ROWS)],
+        "card": [secrets.randbelow(2**62) + 2**62 for _ in range(ROWS)],
+    }
     (data / "raw").mkdir()
-    pq.write_table(pa.table({"email": emails, "patient": patients, "card": cards}), data / "raw" / "visits.parquet")
-
-    private = base64.b64decode(json.loads(home.identity_file.read_text())["private_key"])
-    found = {"identity: ML-KEM-768 seed": private[:64], "identity: X25519 scalar": private[64:]}
-    identity = Identity.load(home.identity_file)
-    for cipher in ("AES256_GCM", "AES256_SIV"):
-        keyset = FileKeyring(home.keyring).open("clinic", cipher=cipher, identity=identity)
-        material = keyset.material(keyset.primary_key_id)
-        for start in range(0, len(material), 32):
-            found[f"{cipher} key, bytes {start} to {start + 31}"] = material[start : start + 32]
+    pq.write_table(pa.table(table), data / "raw" / "visits.parquet")
+    found = {}
     # The first, some in between and the last: no batch or partition is without one.
-    for row in range(0, ROWS, 250):
-        found[f"email of row {row}"] = emails[row].encode()
-        found[f"patient of row {row}"] = patients[row].encode()
-        found[f"card of row {row} in digits"] = str(cards[row]).encode()
-        found[f"card of row {row}, big-endian"] = cards[row].to_bytes(8, "big")
-        found[f"card of row {row}, little-endian"] = cards[row].to_bytes(8, "little")
+    for row in (*range(0, ROWS, 250), ROWS - 1):
+        email, patient, phone, card = (column[row] for column in table.values())
+        found |= {f"email of row {row}": email.encode(), f"patient of row {row}": patient.encode()}
+        found |= {f"phone of row {row}": phone.encode(), f"card of row {row} in digits": str(card).encode()}
+        for order in ("big", "little"):
+            found[f"card of row {row}, {order}-endian"] = card.to_bytes(8, order)
     return found
 
 
 @pytest.fixture(scope="module")
 def places(
-    stage: Any, home: Settings, data: Path, planted: dict[str, bytes], connections: Callable[[Path], dict[str, str]]
+    stage: Any, home: Settings, data: Path, values: dict[str, bytes], connections: Callable[[Path], dict[str, str]]
 ) -> dict[str, bytes]:
-    """What Airflow and spark-submit left behind after protecting, decrypting, shuffling and protecting again."""
+    """What Airflow and spark-submit left behind after each job on both roads, and a session that shuffles and explains."""
     variables = connections(home.home) | {"AIRFLOW_VAR_LEPTON_DATA": str(data)}
     stage.run("airflow", "airflow", "dags", "test", "lepton_canary", **variables)
-    spec = {
-        "source": {"name": "clinic.visits_raw", "path": str(data / "raw")},
-        "target": {"name": "clinic.visits", "path": str(data / "submitted")},
-        "keyset": "clinic",
-        "columns": {
-            "email": {"cipher": "AES256_GCM"},
-            "card": {"cipher": "AES256_GCM"},
-            "patient": {"cipher": "AES256_SIV"},
-        },
-        "purpose": "test",
+    application = str(HERE / "applications" / "session.py")
+    stage.run("the session", "spark-submit", "--master", stage.master, application, str(home.home), str(data))
+    with sqlite3.connect(home.home / "audit.db") as database:
+        audit = "\n".join(database.iterdump()).encode()
+    return {
+        **stage.places(
+            keyring=[home.keyring],
+            protected_tables=[data / name for name in PROTECTED],
+            decrypted_tables=[data / name for name in DECRYPTED],
+        ),
+        "audit": audit,
     }
-    (data / "spec.yaml").write_text(yaml.safe_dump(spec))
-    submit = ("spark-submit", "--master", stage.master)
-    job = str(JOBS / "encrypt_columns.py")
-    stage.run("the job", *submit, job, "--home", str(home.home), "--spec", str(data / "spec.yaml"))
-    application = str(HERE / "applications" / "shuffle.py")
-    files = (str(home.keyring), str(home.identity_file), str(data / "protected"), str(data / "sorted"))
-    stage.run("the shuffle", *submit, application, *files)
-    return stage.places()
 
 
-def test_no_key_and_no_plaintext_is_left_anywhere(
-    places: dict[str, bytes], planted: dict[str, bytes], search: Search
+@pytest.fixture(scope="module")
+def planted(places: dict[str, bytes], home: Settings, values: dict[str, bytes]) -> dict[str, bytes]:
+    """Every secret by name: the values, the identity's private key and, now that the jobs are over, every key there was."""
+    private = base64.b64decode(json.loads(home.identity_file.read_text())["private_key"])
+    found = values | {"identity: ML-KEM-768 seed": private[:64], "identity: X25519 scalar": private[64:]}
+    identity = Identity.load(home.identity_file)
+    for cipher in get_args(Cipher):
+        keyset = FileKeyring(home.keyring).open("clinic", cipher=cipher, identity=identity)
+        assert len(keyset.keys) == 2, "the one of the table's first protection, and the one after its rotation"
+        for number, key_id in enumerate(keyset.keys, 1):
+            material = keyset.material(key_id)
+            for start in range(0, len(material), 32):
+                found[f"{cipher} key {number}, bytes {start} to {start + 31}"] = material[start : start + 32]
+    return found
+
+
+def test_no_key_is_left_anywhere_and_no_plaintext_but_in_the_decrypted_tables(
+    places: dict[str, bytes], planted: dict[str, bytes], values: dict[str, bytes], search: Search
 ) -> None:
-    assert search(places, planted) == {}
+    found = search(places, planted)
+    decrypted = found.pop("decrypted tables")
+    assert found == {}
+    # There they must be, which also shows that the search reads such files.
+    assert set(decrypted) == {name for name in values if not name.endswith(("in digits", "big-endian"))}
 
 
-def test_every_place_was_really_looked_into(stage: Any, places: dict[str, bytes]) -> None:
+def test_every_place_was_really_looked_into(stage: Any, places: dict[str, bytes], data: Path) -> None:
     for place, text in {
         "output of airflow": b"spark-submit",
-        "output of the job": b"DEBUG",
-        "output of the shuffle": b"== Optimized Logical Plan ==",
+        "output of the session": b"== Optimized Logical Plan ==",
         "event logs": b"physicalPlanDescription",
         "executor logs": b"Running task",
         "cluster logs": b"Launching executor",
         "process arguments": b"CoarseGrainedExecutorBackend",
         "process environments": b"LEPTON_HOME",
         "airflow": b"return_value",
+        "audit": b"lepton_audit_leaf",
+        "keyring": b"clinic",
+        "protected tables": b"AES256_GCM",
     }.items():
         assert text in places[place], place
-    assert b"pyspark.daemon" in places["process arguments"]
+    for job in (b"encrypt_columns.py", b"decrypt_columns.py", b"rotate_keys.py", b"pyspark.daemon"):
+        assert job in places["process arguments"], job
+    for action, road in product((b"encrypt", b"decrypt", b"rotate"), (b"direct", b"dataframe")):
+        done = re.findall(rb'\{"action":"%s".*"phase":"success".*' % action, places["audit"])
+        assert any(b'"road":"%s"' % road in event for event in done), (action, road)
+    for table in (*PROTECTED, *DECRYPTED):
+        assert list((data / table).glob("*.parquet")), table
     shuffled = [path for path in stage.watch.stash.iterdir() if "shuffle_" in path.name and path.stat().st_size]
     assert shuffled, "the shuffle files were kept"
     with sqlite3.connect(stage.airflow_home / "airflow.db") as database:
@@ -151,7 +172,7 @@ def test_every_place_was_really_looked_into(stage: Any, places: dict[str, bytes]
             table: database.execute(f"select count(*) from {table}").fetchone()[0]
             for table in ("xcom", "rendered_task_instance_fields")
         }
-    assert all(stored.values()), stored
+    assert all(count >= 3 for count in stored.values()), stored
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +185,7 @@ def leaked(
     connections: Callable[[Path], dict[str, str]],
 ) -> dict[str, bytes]:
     """The same places after programs that leak on purpose; only after the others were searched."""
-    key = planted["AES256_GCM key, bytes 0 to 31"]
+    key = planted["AES256_GCM key 1, bytes 0 to 31"]
     stage.run(
         "airflow leaks",
         *("airflow", "dags", "test", "lepton_leaks"),
@@ -174,7 +195,8 @@ def leaked(
     )
     application = str(HERE / "applications" / "leaks.py")
     value = planted["email of row 0"].decode()
-    stage.run("leaks", *("spark-submit", "--master", stage.master), application, str(data / "raw"), key.hex(), value)
+    arguments = (str(data / "raw"), str(data / "leaked"), key.hex(), value)
+    stage.run("leaks", *("spark-submit", "--master", stage.master), application, *arguments)
     return stage.places()
 
 
@@ -182,7 +204,7 @@ def test_the_search_finds_what_leaks_in_every_place(
     stage: Any, leaked: dict[str, bytes], planted: dict[str, bytes], search: Search
 ) -> None:
     found = search(leaked, planted)
-    key, email = "AES256_GCM key, bytes 0 to 31", "email of row 0"
+    key, email = "AES256_GCM key 1, bytes 0 to 31", "email of row 0"
     assert key in found["output of leaks"], "explain shows the key of aes_encrypt"
     assert email in found["output of leaks"]
     assert key in found["event logs"]
@@ -191,6 +213,8 @@ def test_the_search_finds_what_leaks_in_every_place(
     assert email in found["executor logs"]
     assert email in found["local folders"], "a shuffle without I/O encryption"
     assert "card of row 0, little-endian" in found["local folders"]
+    assert "patient of row 0" in found["executor logs"], "a worker of the direct road that prints"
+    assert "phone of row 0" in found["local folders"], "a worker of the direct road that writes a temporary file"
     assert key in found["airflow"]
     with sqlite3.connect(stage.airflow_home / "airflow.db") as database:
         tables = {

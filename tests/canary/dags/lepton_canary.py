@@ -1,30 +1,67 @@
-"""Protects the table with planted values; `lepton_leaks` does in Airflow what must never happen, to show that it is found."""
+"""Protects the table with planted values, rotates and decrypts it.
+
+`lepton_leaks` does in Airflow what must never happen, to show that it is found.
+"""
 
 from __future__ import annotations
 
+import subprocess
+
 from airflow.sdk import dag, task
 
+from lepton_airflow.hooks.lepton import LeptonHook
+from lepton_airflow.operators.decrypt import DecryptColumnsOperator
 from lepton_airflow.operators.encrypt import EncryptColumnsOperator
+from lepton_airflow.operators.rotate import RotateKeysOperator
 
 DATA = "{{ var.value.lepton_data }}"
+PROTECTED = {"name": "clinic.visits", "path": f"{DATA}/protected"}
+EVERY_TASK = {
+    "lepton_conn_id": "lepton_tester",
+    "spark_conf": {"spark.eventLog.enabled": "true", "spark.eventLog.compress": "false"},
+    "purpose": "test",
+}
 
 
 @dag(schedule=None)
 def lepton_canary() -> None:
-    EncryptColumnsOperator(
+    protect = EncryptColumnsOperator(
         task_id="protect",
-        lepton_conn_id="lepton_tester",
         source={"name": "clinic.visits_raw", "path": f"{DATA}/raw"},
-        target={"name": "clinic.visits", "path": f"{DATA}/protected"},
+        target=PROTECTED,
         keyset="clinic",
         columns={
             "email": {"cipher": "AES256_GCM"},
             "card": {"cipher": "AES256_GCM"},
             "patient": {"cipher": "AES256_SIV", "domain": "patient"},
+            "phone": {"cipher": "FF1"},
         },
-        purpose="test",
-        spark_conf={"spark.eventLog.enabled": "true", "spark.eventLog.compress": "false"},
+        road="dataframe",
+        **EVERY_TASK,
     )
+
+    @task
+    def new_keys() -> None:
+        home = LeptonHook("lepton_tester").settings.home
+        subprocess.run(["lepton", "keys", "rotate", "clinic", "--home", str(home)], check=True)
+
+    rotate = RotateKeysOperator(
+        task_id="rotate",
+        source=PROTECTED,
+        target={**PROTECTED, "path": f"{DATA}/rotated"},
+        road="direct",
+        **EVERY_TASK,
+    )
+    decrypt = DecryptColumnsOperator(
+        task_id="decrypt",
+        source={**PROTECTED, "path": f"{DATA}/rotated"},
+        # Uncompressed, as the search reads it.
+        target={"name": "clinic.letters", "path": f"{DATA}/decrypted", "options": {"compression": "none"}},
+        columns=["*"],
+        road="dataframe",
+        **EVERY_TASK,
+    )
+    protect >> new_keys() >> rotate >> decrypt
 
 
 @dag(schedule=None)
