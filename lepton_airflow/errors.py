@@ -142,6 +142,16 @@ class AuditUnavailable(LeptonError):
     final = False
 
 
+class EventNotSealed(LeptonError):
+    """No signed checkpoint covers the event yet, so there is no proof of it; once the log is sealed there is."""
+
+    final = False
+
+
+class ReceiptInvalid(LeptonError):
+    """A receipt does not prove what it says."""
+
+
 class GateRefused(LeptonError):
     """The trained model does not pass the gate; the champion stays."""
 
