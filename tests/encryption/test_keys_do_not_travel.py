@@ -7,11 +7,16 @@ import json
 
 import pyarrow as pa
 import pytest
+from pyspark import cloudpickle
 from pyspark.sql.functions import arrow_udf
-from pyspark.sql.types import BinaryType
+from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
+from lepton_airflow.columnar.parquet_encryption import FileKeys
+from lepton_airflow.columnar.rewrite import Layout
 from lepton_airflow.encryption.dataframe import protect, reveal
+from lepton_airflow.encryption.planning import plan_protection, protectors_of
 from lepton_airflow.encryption.protection import Protection
+from lepton_airflow.encryption.roads import Protect, Reveal, Rotate
 
 
 def forms(secret: bytes) -> list[bytes]:
@@ -95,6 +100,39 @@ def test_no_key_is_in_closures_plans_schemas_or_configuration(spark, keys, secre
         assert str(keys.keyring.folder).encode() in closure
         assert not leaks(closure, secrets)
     assert not leaks(everything_spark_shows(revealed), secrets)
+
+
+def test_no_key_is_in_what_the_direct_road_sends_to_its_workers(keys, secrets):
+    schema = StructType([StructField(name, StringType()) for name in ("email", "id", "phone")])
+    protections = {
+        "email": Protection(cipher="AES256_GCM"),
+        "id": Protection(cipher="AES256_SIV", domain="patient"),
+        "phone": Protection(cipher="FF1"),
+    }
+    protect_all = Protect(plan_protection(schema, dataset="d", protections=protections, keysets=keys.references))
+    batch = pa.record_batch({"email": ["a@example.org"], "id": ["p1"], "phone": ["555-01999"]})
+    file_keys = FileKeys(str(keys.keyring.folder), str(keys.identity_file), "clinic")
+    file_keys.writing()
+    places = {"keyring": keys.keyring.folder, "identity_file": keys.identity_file}
+    for kind in (Protect, Reveal, Rotate):
+        before = schema if kind is Protect else protect_all.schema(schema)
+        change = protect_all if kind is Protect else kind(protectors_of(before, **places))
+        # Used on the driver first: what it opened must not be dragged along.
+        changed, _ = change(batch if kind is Protect else protect_all(batch)[0])
+        assert changed.num_rows == 1
+        layout = Layout(
+            schema=change.schema(before),
+            opaque=frozenset(),
+            dictionaries=frozenset(),
+            compression="none",
+            version="4.3.0",
+            file_keys=file_keys,
+        )
+        sent = cloudpickle.dumps((change, layout))
+        assert str(keys.keyring.folder).encode() in sent
+        assert not leaks(sent, secrets)
+        change.kept = keys.keyset("AES256_GCM").material(keys.keyset("AES256_GCM").primary_key_id)
+        assert leaks(cloudpickle.dumps((change, layout)), secrets), "the search would find it"
 
 
 def test_the_search_finds_a_key_that_does_travel(spark, keys, secrets):
