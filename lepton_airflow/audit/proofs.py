@@ -1,0 +1,142 @@
+"""Merkle proofs from the stored log: that it holds an event, and that one state of it extends another.
+
+Both are made in one pass over the leaf hashes, with O(log n) of them in memory, and are held against a signed checkpoint before
+they are handed out: otherwise a proof that does not hold would only be noticed by whoever it is given to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sql
+
+from lepton_airflow.audit.canonical import canonical_json, parse_canonical
+from lepton_airflow.audit.checkpoint import Checkpoint, Verifier
+from lepton_airflow.audit.database import checkpoint_table, leaf_table, reading
+from lepton_airflow.audit.merkle import consistency_proof, inclusion_proofs, leaf_hash, verify_inclusion
+from lepton_airflow.errors import AuditTampered, EventNotSealed, InvalidData
+
+_CHUNK = 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProvenLeaf:
+    """An event and its place in the log.
+
+    :param index: its position in the tree
+    :param payload: the canonical JSON that the leaf is the hash of
+    :param path: its audit path (RFC 6962 section 2.1.1), from the leaf upwards
+    """
+
+    index: int
+    payload: str
+    path: tuple[bytes, ...]
+
+    def is_in(self, checkpoint: Checkpoint) -> bool:
+        """Whether this very event is at this position in the log that ``checkpoint`` signs."""
+        return verify_inclusion(
+            leaf=leaf_hash(self.payload.encode()),
+            index=self.index,
+            size=checkpoint.tree_size,
+            proof=self.path,
+            root_hash=checkpoint.root_hash,
+        )
+
+
+def events_of_run(engine: sql.Engine, run_key: str) -> list[dict[str, Any]]:
+    """The events of ``run_key``, in the order in which they were written. Nothing is verified here.
+
+    It reads through the whole log: run keys are not indexed.
+
+    :raises InvalidData: a payload is not canonical JSON
+    """
+    # A quick look first; what it finds may be a run key in another field.
+    written = f'"run_key":{canonical_json(run_key).decode()}'
+    query = (
+        sql.select(leaf_table.c.payload)
+        .where(leaf_table.c.payload.contains(written, autoescape=True))
+        .order_by(leaf_table.c.id)
+    )
+    with reading(engine) as connection:
+        events = [parse_canonical(payload.encode()) for payload in connection.execute(query).scalars()]
+    return [event for event in events if event["run_key"] == run_key]
+
+
+def prove_events(
+    engine: sql.Engine, event_ids: Collection[str], *, verifier: Verifier
+) -> tuple[str, dict[str, ProvenLeaf]]:
+    """Proofs that the log of the latest checkpoint holds these events.
+
+    :param verifier: the sealer's public key
+    :returns: the checkpoint as a signed note, and for each event id its leaf
+    :raises EventNotSealed: the checkpoint does not cover one of them
+    :raises AuditTampered: the stored log is not the one that was signed
+    :raises InvalidData: the log has no such event
+    """
+    leaves = leaf_table.c
+    with reading(engine) as connection:
+        note = connection.scalar(
+            sql.select(checkpoint_table.c.note).order_by(checkpoint_table.c.tree_size.desc()).limit(1)
+        )
+        checkpoint = None if note is None else Checkpoint.verify(note, verifier, place="latest checkpoint")
+        rows = connection.execute(
+            sql.select(leaves.event_id, leaves.tree_index, leaves.payload).where(leaves.event_id.in_(event_ids))
+        ).all()
+        for event_id in sorted(set(event_ids) - {row.event_id for row in rows}):
+            raise InvalidData("The log has no such event.", place=f"event {event_id}", remedy="Check its id.")
+        for row in rows:
+            if checkpoint is None or row.tree_index is None or row.tree_index >= checkpoint.tree_size:
+                raise EventNotSealed(
+                    "No signed checkpoint covers the event yet, so there is no proof of it.",
+                    place=f"event {row.event_id}",
+                    remedy="Run `lepton audit seal`, then try again.",
+                )
+        if checkpoint is None or note is None:
+            raise InvalidData("No events are to be proved.", place="audit log", remedy="Name at least one.")
+        try:
+            top, paths = inclusion_proofs(
+                _leaf_hashes(connection), size=checkpoint.tree_size, indices=[row.tree_index for row in rows]
+            )
+        except ValueError:
+            raise _tampered("The log has fewer events than its latest checkpoint signs.", "audit log") from None
+    if top != checkpoint.root_hash:
+        raise _tampered("The stored hashes are not those that the latest checkpoint signs.", "audit log")
+    proven = {
+        row.event_id: ProvenLeaf(index=row.tree_index, payload=row.payload, path=tuple(paths[row.tree_index]))
+        for row in rows
+    }
+    for event_id, leaf in proven.items():
+        if not leaf.is_in(checkpoint):
+            raise _tampered("The stored event is not the one that was sealed.", f"event {event_id}")
+    return note, proven
+
+
+def prove_extension(engine: sql.Engine, *, old_size: int, size: int) -> list[bytes]:
+    """The proof that the log of ``size`` events extends the log of ``old_size``, for whoever holds a checkpoint of each.
+
+    It is checked with :func:`lepton_airflow.audit.merkle.verify_consistency`, against the roots of those two checkpoints.
+
+    :raises InvalidData: ``old_size`` is not between 0 and ``size``, or the log has not so many sealed events
+    """
+    with reading(engine) as connection:
+        try:
+            return consistency_proof(_leaf_hashes(connection), old_size, size=size)
+        except ValueError as error:
+            raise InvalidData(
+                f"There is no such proof: {error}.",
+                place=f"audit log, {old_size} to {size} events",
+                remedy="Take the sizes from two signed checkpoints of this log.",
+            ) from None
+
+
+def _leaf_hashes(connection: sql.Connection) -> Iterator[bytes]:
+    """The hashes of the sealed leaves, in the order of the tree."""
+    columns = leaf_table.c
+    query = sql.select(columns.leaf_hash).where(columns.tree_index.is_not(None)).order_by(columns.tree_index)
+    return (bytes(row.leaf_hash) for row in connection.execution_options(yield_per=_CHUNK).execute(query))
+
+
+def _tampered(rule: str, place: str) -> AuditTampered:
+    return AuditTampered(rule, place=place, remedy="Keep the database as it is and run `lepton audit verify`.")
