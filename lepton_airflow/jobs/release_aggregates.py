@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,11 +18,14 @@ from lepton_airflow.privacy.amount import amount_text
 from lepton_airflow.privacy.design import Key, KeyTable, ReleaseDesign, key_of, key_text
 from lepton_airflow.privacy.ledger import Ledger
 from lepton_airflow.privacy.plan import ReleasePlan
+from lepton_airflow.privacy.receipt import mechanisms_digest
 from lepton_airflow.privacy.release import Aggregation, GroupKeys, Released, ReleaseOrder, perform
 
 if TYPE_CHECKING:
     from lepton_airflow.access.guard import Operation
+    from lepton_airflow.audit.event import Detail
     from lepton_airflow.jobs.runner import Job
+    from lepton_airflow.privacy.records import Balance
 
 #: Keys that a public table may have.
 MAX_KEYS = 1_000_000
@@ -93,7 +97,9 @@ def run(spec: ReleaseAggregatesSpec, job: Job) -> dict[str, Any]:
             read_keys=source.keys,
             open_source=source.open,
         )
-        record(operation, released)
+        release = released.release
+        drawn_in = datetime.fromisoformat(release.reserved_at)
+        record(operation, released, balance=ledger.balance(dataset=release.dataset, unit=release.unit, at=drawn_in))
     if spec.plot is not None and released.digest is not None:
         _plot(file, Path(spec.plot).absolute())
     return {
@@ -107,17 +113,49 @@ def run(spec: ReleaseAggregatesSpec, job: Job) -> dict[str, Any]:
     }
 
 
-def record(operation: Operation, released: Released) -> None:
-    """Put what was released into the outcome event: a receipt is made from it."""
+def record(
+    operation: Operation,
+    released: Released,
+    *,
+    balance: Balance | None = None,
+    step: Literal["draw", "publish"] = "draw",
+) -> None:
+    """Put what was released into the outcome event: a receipt is made from it, see :mod:`lepton_airflow.privacy.receipt`.
+
+    :param balance: the budget, in the period of the release, as it is now that it is drawn
+    """
+    release = released.release
+    details: dict[str, Detail] = {
+        "step": step,
+        "budget": release.dataset,
+        "privacy_unit": release.unit,
+        "epsilon_spent": amount_text(release.epsilon),
+        "delta_spent": amount_text(release.delta),
+        "drawn_at": release.drawn_at,
+        "approval": "required" if release.needs_approval else "none",
+        "approver": release.approver,
+        "state": release.state,
+        "replayed": released.replayed,
+    }
+    if balance is not None:
+        spending = balance.spending
+        details |= {
+            "budget_epsilon": amount_text(balance.epsilon),
+            "budget_delta": amount_text(balance.delta),
+            "budget_period": balance.period,
+            "budget_period_start": balance.period_start,
+            "accounting_basic": None if spending.basic is None else amount_text(spending.basic),
+            "accounting_zcdp": spending.zcdp,
+            "accounting_pld": spending.pld,
+            "accounting_charged": None if spending.charged is None else amount_text(spending.charged),
+        }
     operation.record(
         counts={"cells": _cells(released)},
-        digests={"release": released.digest} if released.digest else {},
-        details={
-            "epsilon_spent": amount_text(released.release.epsilon),
-            "delta_spent": amount_text(released.release.delta),
-            "state": released.release.state,
-            "replayed": released.replayed,
+        digests={
+            "mechanisms": mechanisms_digest(released.plan.events()),
+            **({"release": released.digest} if released.digest else {}),
         },
+        details=details,
     )
 
 
