@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import types as spark
 
-from lepton_airflow.columnar.dataset import READ_AS_SPARK, FieldPath, ParquetTable, field_path, spark_metadata
+from lepton_airflow.columnar.batches import read_batches
+from lepton_airflow.columnar.dataset import FieldPath, ParquetTable, field_path, spark_metadata
 from lepton_airflow.columnar.failures import errors_for_the_driver
 from lepton_airflow.columnar.files import open_place
-from lepton_airflow.columnar.parquet_encryption import FileKeys, reading
+from lepton_airflow.columnar.parquet_encryption import FileKeys
 from lepton_airflow.columnar.tasks import Task, plan_tasks
 from lepton_airflow.columnar.types import arrow_schema
 
@@ -27,12 +28,8 @@ Change = Callable[[pa.RecordBatch], tuple[pa.RecordBatch, Mapping[str, int]]]
 #: Tries write here, inside the folder of the dataset under construction; the driver takes out what successful ones wrote.
 _TRIES = "_tries"
 
-# What bounds a worker's memory: decoded bytes of a batch, and encoded bytes that are gathered for a row group.
-_BATCH_BYTES = 16 << 20
-_BATCH_ROWS = 128 << 10
-_PROBE_ROWS = 1 << 10
+# What bounds a worker's memory beside the batches that are read: encoded bytes that are gathered for a row group.
 _ROW_GROUP_BYTES = 64 << 20
-_READ_BUFFER = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +119,7 @@ def _write_part(
     ):
         writer.add_key_value_metadata(spark_metadata(layout.schema, layout.version))
         gathered, size = list[pa.RecordBatch](), 0
-        for batch in _batches(task, table_keys):
+        for batch in read_batches(task, table_keys):
             changed, counted = change(batch)
             gathered.append(_cast(changed, schema))
             size += changed.nbytes
@@ -140,30 +137,6 @@ def _write_row_group(writer: pq.ParquetWriter, batches: list[pa.RecordBatch], sc
     if batches:
         table = pa.Table.from_batches(batches, schema)
         writer.write_table(table, row_group_size=table.num_rows)
-
-
-def _batches(task: Task, table_keys: FileKeys | None) -> Iterator[pa.RecordBatch]:
-    for uri, row_groups in task.pieces:
-        files, path = open_place(uri)
-        with files.open_input_file(path) as file:
-            opened = pq.ParquetFile(
-                file,
-                pre_buffer=False,
-                buffer_size=_READ_BUFFER,
-                decryption_properties=reading(table_keys),
-                **READ_AS_SPARK,
-            )
-            rows = _batch_rows(opened, row_groups)
-            # The tasks take all cores; threads of Arrow's would only get in their way.
-            yield from opened.iter_batches(batch_size=rows, row_groups=list(row_groups), use_threads=False)
-
-
-def _batch_rows(file: pq.ParquetFile, row_groups: tuple[int, ...]) -> int:
-    """Rows of a batch of about :data:`_BATCH_BYTES`. How much a row takes is measured: encoded, long texts can look short."""
-    probe = next(file.iter_batches(batch_size=_PROBE_ROWS, row_groups=list(row_groups), use_threads=False), None)
-    if probe is None or not probe.num_rows:
-        return _BATCH_ROWS
-    return int(min(max(_BATCH_BYTES * probe.num_rows // max(probe.nbytes, 1), 1), _BATCH_ROWS))
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

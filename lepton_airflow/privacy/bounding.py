@@ -1,0 +1,390 @@
+"""Contribution bounding, pure NumPy: what each group's totals are when no unit counts for more than its bounds allow.
+
+Every unit is treated by itself: its rows are gathered by group; in each group at most Linf rows' worth counts; and of its groups
+at most L0 are kept. So adding or removing one unit changes nothing about the others. All of it is integer arithmetic: the result
+does not depend on the order of rows, on how they are spread over batches and partitions, or on retried tasks.
+
+Which groups of a unit are kept, and which of its values count in bins, is decided by salted hashes of the unit's and the groups'
+own values. Unlike ``rand()`` this gives a retried task the same answer. The salt is drawn from the operating system once per
+release, so that a unit does not lose the same groups in every release. Privacy does not rest on it: for every fixed salt the
+choice is a function of that unit's rows alone, so the sensitivity holds for each salt and whoever knows it; drawing it at random
+only mixes mechanisms that each are private. Nor does it rest on the hashes: they order a unit's groups, and equal ones are told
+apart by the keys; which rows are of one unit and of one group is found by comparing values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lepton_airflow.privacy.bounds import ContributionBounds
+from lepton_airflow.privacy.fixed_point import FixedPoint
+from lepton_airflow.privacy.measures import Measure
+from lepton_airflow.privacy.plan import ROWS, UNITS
+
+Integers = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
+
+#: Of a row without a value of a measure. Steps and bins are far above it.
+MISSING = np.int32(-(2**31))
+#: Values of up to so many bytes are hashed together.
+_SHORT = 256
+#: Rows that are hashed at a time, so that they stay in a core's cache.
+_BLOCK = 1 << 15
+#: Bits of the hash in the sort key at least, beyond what the rows of a unit need.
+_SPARE_BITS = 5
+#: Bits of the unit in the sort key, where units are integers that lie far apart.
+_UNIT_BITS = 32
+
+
+class SaltedHash:
+    """64-bit hashes of units, of keys and of pairs of them, which depend on their values and a salt.
+
+    Integers are hashed by a salted bijection, bytes by multilinear hashing of 32-bit words (Lemire, Kaser: Strongly universal
+    string hashing is fast, 2014), longer ones by keyed BLAKE2b. Pairs go through the finaliser of SplitMix64 (Steele, Lea, Flood:
+    Fast splittable pseudorandom number generators, OOPSLA 2014), a bijection.
+
+    :param bits: of a pair's hash; fewer than 64 force collisions, for tests
+    """
+
+    def __init__(self, salt: int, *, bits: int = 64) -> None:
+        self._salt, self._bits = salt, bits
+
+    def __reduce__(self) -> tuple[Callable[[int, int], SaltedHash], tuple[int, int]]:
+        return _salted_hash, (self._salt, self._bits)
+
+    @cached_property
+    def words(self) -> Hashes:
+        """The table of random words: three for integers, pairs and lengths, then two for each eight bytes of text."""
+        seed = b"lepton release salt" + self._salt.to_bytes(16, "big")
+        words: Hashes = np.frombuffer(hashlib.shake_256(seed).digest(8 * (4 + _SHORT // 4)), np.uint64)
+        return words
+
+    def of_integers(self, values: Integers) -> Hashes:
+        """Of whole numbers below 2**63 in size; different ones have different hashes."""
+        return (values.view(np.uint64) ^ self.words[0]) * (self.words[1] | np.uint64(1))
+
+    def of_bytes(self, values: pa.Array) -> Hashes:
+        """Of the values of a binary array; none of them is null."""
+        if not len(values):
+            return np.empty(0, np.uint64)
+        values = values.cast(pa.large_binary())
+        offsets = np.frombuffer(values.buffers()[1], np.int64)[values.offset : values.offset + len(values) + 1]
+        data = values.buffers()[2]
+        padded = np.zeros((data.size if data is not None else 0) + 8, np.uint8)
+        if data is not None:
+            padded[:-8] = np.frombuffer(data, np.uint8)
+        # Overlapping views of eight bytes, one from each byte on.
+        eights: Hashes = np.ndarray((len(padded) - 7,), np.dtype("<u8"), padded, strides=(1,))
+        starts, lengths = offsets[:-1], np.diff(offsets)
+        hashes = lengths.astype(np.uint64) * self.words[3]
+        low = np.uint64(0xFFFFFFFF)
+        active = np.flatnonzero((lengths > 0) & (lengths <= _SHORT))
+        for position in range(0, _SHORT, 8):
+            active = active[lengths[active] > position]
+            if not len(active):
+                break
+            left = np.minimum(lengths[active] - position, 8).astype(np.uint64)
+            word = eights[starts[active] + position] & (np.uint64(2**64 - 1) >> (np.uint64(8) * (np.uint64(8) - left)))
+            first, second = self.words[4 + position // 4 : 6 + position // 4]
+            hashes[active] += (word & low) * first + (word >> np.uint64(32)) * second
+        hashes = _mixed(hashes)
+        key = self.words[:4].tobytes()
+        for index in np.flatnonzero(lengths > _SHORT).tolist():
+            text = values[index].as_buffer()
+            hashes[index] = int.from_bytes(hashlib.blake2b(text, digest_size=8, key=key).digest(), "little")
+        return hashes
+
+    def of_pairs(self, units: Hashes, groups: Hashes) -> Hashes:
+        """Of pairs of a unit and a group, from the hashes of both."""
+        pairs = np.empty(len(units), np.uint64)
+        for start in range(0, len(units), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            pairs[block] = _mixed(units[block] ^ groups[block])
+        if self._bits < 64:
+            pairs &= np.uint64((2**64 - 1) ^ (2 ** (64 - self._bits) - 1))
+        return pairs
+
+    def offsets(self, pairs: Hashes, counts: Integers) -> Integers:
+        """For each pair a number from 0 to below its count."""
+        return (_mixed(pairs ^ self.words[2]) % counts.astype(np.uint64)).astype(np.int64)
+
+    def partitions(self, units: Hashes, count: int) -> NDArray[np.uint16]:
+        """For each unit or key one of ``count`` (at most 2**16) partitions."""
+        return (((units >> np.uint64(32)) * np.uint64(count)) >> np.uint64(32)).astype(np.uint16)
+
+
+def _salted_hash(salt: int, bits: int) -> SaltedHash:
+    return SaltedHash(salt, bits=bits)
+
+
+def _mixed(numbers: Hashes) -> Hashes:
+    """The finaliser of SplitMix64."""
+    mixed = numbers ^ (numbers >> np.uint64(30))
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def steps(values: NDArray[np.float64], grid: FixedPoint) -> NDArray[np.int32]:
+    """:meth:`FixedPoint.steps` of each value; null and NaN alike are NaN here and :data:`MISSING` there.
+
+    The clipping is done on the number of steps: the bounds there are whole and at most 2**26, so the result is within them
+    whatever the division rounds to.
+    """
+    found = np.empty(len(values), np.int32)
+    for start in range(0, len(values), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        with np.errstate(over="ignore", invalid="ignore"):
+            rounded = values[block] / float(grid.granularity)
+            np.clip(rounded, grid.lower, grid.upper, out=rounded)
+            np.rint(rounded, out=rounded)
+        missing = np.isnan(rounded)
+        if missing.any():
+            rounded[missing] = MISSING
+        found[block] = rounded
+    return found
+
+
+@dataclass(frozen=True)
+class Units:
+    """The unit of each row of a partition.
+
+    :ivar identity: equal for rows of the same unit, and for no others
+    :ivar code: the same in fewer bits, if possible; otherwise rows of other units can have the same
+    :ivar bits: of the code
+    :ivar hashes: of the unit's value
+    """
+
+    identity: Integers
+    code: Hashes
+    bits: int
+    hashes: Hashes
+
+    @classmethod
+    def of_integers(cls, values: Integers, hashed: SaltedHash) -> Units:
+        """Units that are whole numbers."""
+        hashes = hashed.of_integers(values)
+        low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+        bits = (high - low).bit_length()
+        if bits <= _UNIT_BITS:
+            return cls(values, (values - np.int64(low)).view(np.uint64), bits, hashes)
+        return cls(values, hashes >> np.uint64(64 - _UNIT_BITS), _UNIT_BITS, hashes)
+
+    @classmethod
+    def of_dictionary(cls, codes: NDArray[np.int32], values: pa.Array, hashed: SaltedHash) -> Units:
+        """Units that are bytes.
+
+        :param codes: for each row the index of its unit among ``values``
+        :param values: all different
+        """
+        identity = codes.astype(np.int64)
+        return cls(
+            identity, identity.view(np.uint64), max(len(values) - 1, 0).bit_length(), hashed.of_bytes(values)[codes]
+        )
+
+    def take(self, rows: Integers) -> Units:
+        return Units(self.identity[rows], self.code[rows], self.bits, self.hashes[rows])
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of a partition.
+
+    :ivar index: of each row's group
+    :ivar hashes: of each group's key
+    :ivar texts: canonical, of each group's key
+    """
+
+    index: NDArray[np.int32]
+    hashes: Hashes
+    texts: pa.Array
+
+    def ranks(self) -> Integers:
+        """The place of each group in the order of the keys."""
+        texts = self.texts.to_pylist()
+        ranks = np.empty(len(texts), np.int64)
+        ranks[sorted(range(len(texts)), key=texts.__getitem__)] = np.arange(len(texts))
+        return ranks
+
+
+def bounded_totals(
+    units: Units,
+    groups: Groups,
+    measures: Sequence[tuple[Measure, NDArray[np.int32]]],
+    *,
+    width: int,
+    bounds: ContributionBounds,
+    hashed: SaltedHash,
+) -> tuple[Integers, Integers]:
+    """The totals of each group over all rows of some units.
+
+    A unit that has more than Linf rows, or values of a measure, in a group contributes Linf times its own mean, rounded down:
+    what sampling Linf of its rows would give on average, without the sampling. To bins it contributes Linf of its values, sampled
+    systematically (Madow, Madow: On the theory of systematic sampling, 1944): its values are sorted by bin, and one is taken at
+    equal distances from a start that the hash of unit and group decides.
+
+    :param measures: each with the steps or bins of all rows, or :data:`MISSING`
+    :param width: columns of a group's totals, see :attr:`ReleasePlan.width`
+    :returns: places (group * width + column), rising and all different, and the totals there; those not named are zero
+    """
+    rows = len(groups.index)
+    if not rows:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    pairs = hashed.of_pairs(units.hashes, groups.hashes[groups.index])
+    order = _order(units, groups, pairs)
+    identity, group = units.identity[order], groups.index[order]
+    first_of_unit = np.append(True, identity[1:] != identity[:-1])
+    starts = np.flatnonzero(first_of_unit | np.append(True, group[1:] != group[:-1]))
+    counts = np.diff(np.append(starts, rows))
+    group = group[starts].astype(np.int64)
+    first_pair = np.flatnonzero(first_of_unit[starts])
+    place_in_unit = np.arange(len(starts)) - np.repeat(first_pair, np.diff(np.append(first_pair, len(starts))))
+    kept = place_in_unit < bounds.groups
+
+    # One row for each column of the totals that is not a bin.
+    columns = [UNITS, ROWS]
+    columns += [m.offset + place for m, _ in measures if m.bins is None for place in range(m.width)]
+    scalars = np.zeros((len(columns), len(groups.hashes)), np.int64)
+    own = group[kept]
+    scalars[0] = np.bincount(own, minlength=len(groups.hashes))
+    np.add.at(scalars[1], own, np.minimum(counts[kept], bounds.rows))
+    places, totals, filled = [], [], 2
+    for measure, values in measures:
+        values = values[order]
+        if measure.bins is not None:
+            pair_hashes = pairs[order[starts]]
+            place, total = _bins(values, starts, counts, kept, measure.bins.count, bounds.rows, hashed, pair_hashes)
+            places.append(group[place // measure.bins.count] * width + measure.offset + place % measure.bins.count)
+            totals.append(total)
+            continue
+        present, sums = _sums(values, measure, starts, counts)
+        for total in (np.minimum(present, bounds.rows), *(scaled(one, present, bounds.rows) for one in sums)):
+            np.add.at(scalars[filled], own, total[kept])
+            filled += 1
+    row, index = np.nonzero(scalars)
+    places.append(index * width + np.array(columns)[row])
+    totals.append(scalars[row, index])
+    return summed(np.concatenate(places), np.concatenate(totals))
+
+
+def summed(places: Integers, totals: Integers) -> tuple[Integers, Integers]:
+    """The sums of all totals with the same place; places rise and are all different."""
+    order = np.argsort(places, kind="stable")
+    places, totals = places[order], totals[order]
+    starts = np.flatnonzero(np.append(True, places[1:] != places[:-1])) if len(places) else np.empty(0, np.int64)
+    return places[starts], np.add.reduceat(totals, starts) if len(starts) else totals
+
+
+def scaled(totals: Integers, counts: Integers, limit: int) -> Integers:
+    """``floor(total * limit / count)`` where a unit has more than ``limit`` values in a group, else ``total``.
+
+    As every value is within [lower, upper], the result is within [limit * lower, limit * upper].
+
+    ``total * limit`` could overflow. With total = q * count + r and 0 <= r < count the same floor is
+    q * limit + floor(r * limit / count), where abs(q) <= 2**26 and r * limit < 2**36 * 2**20.
+    """
+    over = np.flatnonzero(counts > limit)
+    if not len(over):
+        return totals
+    scaled_totals = totals.copy()
+    quotients, remainders = np.divmod(totals[over], counts[over])
+    scaled_totals[over] = quotients * limit + remainders * limit // counts[over]
+    return scaled_totals
+
+
+def _sums(
+    values: NDArray[np.int32], measure: Measure, starts: Integers, counts: Integers
+) -> tuple[Integers, list[Integers]]:
+    """For each run of rows that begins at ``starts``: the values that are not missing, their sum, perhaps their squares'."""
+    grid = measure.grid
+    assert grid is not None  # noqa: S101 - a measure has bins or a grid
+    missing = values == MISSING
+    some = bool(missing.any())
+    if some:
+        counts = counts - np.add.reduceat(missing, starts, dtype=np.int64)
+    wide = values.astype(np.int64)
+    summands = [wide]
+    if measure.squares:
+        summands.append((wide - grid.midpoint) ** 2)
+    if some:
+        summands = [np.where(missing, 0, one) for one in summands]
+    return counts, [np.add.reduceat(one, starts) for one in summands]
+
+
+def _bins(
+    values: NDArray[np.int32],
+    starts: Integers,
+    counts: Integers,
+    kept: NDArray[np.bool_],
+    bins: int,
+    limit: int,
+    hashed: SaltedHash,
+    pair_hashes: Hashes,
+) -> tuple[Integers, Integers]:
+    """How many values of each pair count in each bin: places (pair * bins + bin), and the numbers.
+
+    Value i of n, sorted by bin, is taken if floor(((i + 1) * limit + u) / n) > floor((i * limit + u) / n); so those in a bin that
+    begins at value a and ends before b are floor((b * limit + u) / n) - floor((a * limit + u) / n), and in all bins ``limit``.
+    """
+    chosen = np.repeat(kept, counts) & (values != MISSING)
+    pair = np.repeat(np.arange(len(starts)), counts)[chosen]
+    places, counted = np.unique(pair * bins + values[chosen], return_counts=True)
+    if not len(places):
+        return places, counted
+    of_pair = places // bins
+    firsts = np.flatnonzero(np.append(True, of_pair[1:] != of_pair[:-1]))
+    lengths = np.diff(np.append(firsts, len(places)))
+    numbers = np.add.reduceat(counted, firsts)
+    ends = np.cumsum(counted)
+    begins = ends - counted
+    base = np.repeat(begins[firsts], lengths)
+    n = np.repeat(numbers, lengths)
+    u = np.repeat(hashed.offsets(pair_hashes[of_pair[firsts]], numbers), lengths)
+    taken = ((ends - base) * limit + u) // n - ((begins - base) * limit + u) // n
+    return places, np.where(n > limit, taken, counted)
+
+
+def _order(units: Units, groups: Groups, pairs: Hashes) -> Integers:
+    """The order of rows by unit, by the pair's hash, and by key.
+
+    A radix sort by the unit's code and the highest bits of the hash does it, but for the few units whose code another unit has,
+    or that have two groups with the same bits: their rows are then sorted exactly.
+    """
+    rows = len(pairs)
+    per_unit = max(rows >> min(units.bits, 40), 1)
+    needed = units.bits + 2 * per_unit.bit_length() + _SPARE_BITS
+    size = 64 if needed > 48 else 48 if needed > 32 else 32
+    hash_bits = size - units.bits
+    key = (units.code << np.uint64(hash_bits)) | (pairs >> np.uint64(64 - hash_bits))
+    order = _radix_order(key, size)
+    key = key[order]
+    code = key >> np.uint64(hash_bits)
+    identity, index = units.identity[order], groups.index[order]
+    same = key[1:] == key[:-1]
+    wrong = same & (index[1:] != index[:-1])
+    wrong |= (code[1:] == code[:-1]) & (identity[1:] != identity[:-1])
+    if wrong.any():
+        # Rows with one code stand together, so they are sorted within their places.
+        places = np.flatnonzero(np.isin(code, np.unique(code[1:][wrong])))
+        own = order[places]
+        ranks = groups.ranks()[groups.index[own]]
+        order[places] = own[np.lexsort((ranks, pairs[own], units.identity[own], units.code[own]))]
+    return order
+
+
+def _radix_order(keys: Hashes, bits: int) -> Integers:
+    """The stable order of keys below ``2**bits``. NumPy sorts 16-bit integers by their digits, about four times as fast."""
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    for shift in range(16, bits, 16):
+        digits = (keys >> np.uint64(shift)).astype(np.uint16)
+        order = order[np.argsort(digits[order], kind="stable")]
+    return order
