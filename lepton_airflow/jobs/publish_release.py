@@ -1,0 +1,174 @@
+"""Approve and publish a release that was drawn and waits; no Spark, no data: the ledger has the numbers and the spec.
+
+The command line and :class:`lepton_airflow.operators.publish.PublishReleaseOperator` call these functions in their own process.
+Their audit events carry the run key of the release, which is how its receipt finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lepton_airflow.access.guard import Guard
+from lepton_airflow.access.policy import Policy
+from lepton_airflow.audit.canonical import digest
+from lepton_airflow.audit.event import Event
+from lepton_airflow.errors import AuditTampered, BudgetError, LeptonError
+from lepton_airflow.jobs.release_aggregates import ReleaseAggregatesSpec, record
+from lepton_airflow.jobs.runner import Caller, _audit_log
+from lepton_airflow.jobs.spec import parse_spec
+from lepton_airflow.privacy.document import build_document
+from lepton_airflow.privacy.ledger import Ledger
+from lepton_airflow.privacy.receipt import APPROVE, RELEASE
+from lepton_airflow.privacy.release import Released, publish, stored_keys
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from lepton_airflow.audit.event import Detail
+    from lepton_airflow.audit.log import AuditLog
+    from lepton_airflow.privacy.plan import ReleasePlan
+    from lepton_airflow.privacy.records import Release
+    from lepton_airflow.settings import Settings
+
+#: How an approver's name is known: by the private key of an identity, or because Airflow says who responded.
+KnownBy = Literal["identity", "airflow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnRelease:
+    """A drawn release, with all that an approver may want to know; the numbers only if they are asked for.
+
+    :param plan: its mechanisms and groupings
+    :param groups: how many groups each grouping has
+    """
+
+    release: Release
+    spec: ReleaseAggregatesSpec
+    plan: ReleasePlan
+    groups: tuple[int, ...]
+
+
+def drawn_release(engine: Engine, run_key: str) -> DrawnRelease:
+    """Find a release that has its numbers.
+
+    :raises BudgetError: there is none under this run key, nothing is drawn yet, or its spec is not stored
+    :raises AuditTampered: the stored spec is not the one that was released
+    """
+    ledger = Ledger(engine)
+    release = ledger.find(run_key)
+    if release is None:
+        raise BudgetError("No release has this run key.", place=f"run {run_key}", remedy="See `lepton budget show`.")
+    result = ledger.result(run_key)
+    spec = parse_spec(ReleaseAggregatesSpec, ledger.spec(run_key))
+    if digest(spec.model_dump(mode="json")) != release.spec_digest:
+        raise AuditTampered(
+            "The stored spec is not the one that was released: its digest differs.",
+            place=f"run {run_key}",
+            remedy="Run the release's job again, under the same run key: it publishes the stored numbers.",
+        )
+    keys = stored_keys(spec, result)
+    return DrawnRelease(
+        release=release, spec=spec, plan=spec.plan_for(keys), groups=tuple(len(group_keys) for group_keys in keys)
+    )
+
+
+def document_of(engine: Engine, drawn: DrawnRelease) -> dict[str, Any]:
+    """The release document with its noisy numbers, as it would be published now."""
+    return build_document(
+        design=drawn.spec,
+        plan=drawn.plan,
+        result=Ledger(engine).result(drawn.release.run_key),
+        release=drawn.release,
+        dataset=drawn.spec.source.name,
+    )
+
+
+def approve_release(
+    run_key: str, *, settings: Settings, approver: str, known_by: KnownBy, caller: Caller | None = None
+) -> Release:
+    """Let a drawn release be published; again by the same person is no error.
+
+    :param approver: the name of the person; neither the requester's nor that of the identity that ran the job
+    :param caller: on whose behalf this identity records it
+    :raises AccessDenied: the approver is one of those two
+    :raises BudgetError: there is no such release, it needs no approval, or somebody else approved it
+    """
+    asked: dict[str, Detail] = {"approver": approver, "known_by": known_by}
+    with _audit_log(settings, run_key, caller) as (engine, _, audit), _failure_recorded(audit, APPROVE, asked) as known:
+        drawn = drawn_release(engine, run_key)
+        known |= {"dataset": drawn.spec.source.name, "spec_digest": drawn.release.spec_digest}
+        known["intent"] = audit.append(
+            Event(action=APPROVE, phase="intent", purpose=drawn.spec.purpose, details=asked, **known)
+        )
+        release = Ledger(engine).approve(run_key=run_key, approver=approver)
+        done: dict[str, Detail] = {**asked, "approved_at": release.approved_at}
+        audit.append(Event(action=APPROVE, phase="success", purpose=drawn.spec.purpose, details=done, **known))
+    return release
+
+
+def publish_release(run_key: str, *, settings: Settings, caller: Caller | None = None) -> dict[str, Any]:
+    """Write the file of a drawn release, and of its plot if the spec has one; again writes the same.
+
+    :returns: ``cells``, ``epsilon_spent``, ``release`` (the file), ``digest`` (its ``sha256:<hex>``), ``published``, ``approver``
+    :raises ApprovalMissing: it waits for approval; nothing is written
+    :raises AccessDenied: the policy does not allow this identity to release from the dataset
+    :raises BudgetError: there is no such release, or nothing is drawn yet
+    :raises TargetExists: the file is another release's, and the spec's mode is ``errorifexists``
+    """
+    with _audit_log(settings, run_key, caller) as (engine, principal, audit):
+        with _failure_recorded(audit, RELEASE, {"step": "publish"}):
+            drawn = drawn_release(engine, run_key)
+            policy = Policy.load(settings.policy)
+        release, spec = drawn.release, drawn.spec
+        guard = Guard(log=audit, policy=policy, principal=principal, spec_digest=release.spec_digest)
+        file = Path(spec.target).absolute()
+        with guard.operation(
+            action=RELEASE,
+            dataset=spec.source.name,
+            columns=sorted(spec.columns),
+            purpose=spec.purpose,
+            epsilon=float(spec.epsilon),
+            details={"budget": spec.payer, "privacy_unit": spec.privacy_unit, "step": "publish"},
+        ) as operation:
+            release, file_digest = publish(
+                spec, release, ledger=Ledger(engine), dataset=spec.source.name, file=file, mode=spec.mode
+            )
+            released = Released(
+                release=release, plan=drawn.plan, groups=drawn.groups, replayed=True, digest=file_digest
+            )
+            record(operation, released, step="publish")
+            summary = {
+                **operation.counts,
+                "epsilon_spent": operation.details["epsilon_spent"],
+                "release": str(file),
+                "digest": file_digest,
+                "published": True,
+                "approver": release.approver,
+            }
+    if spec.plot is not None:
+        _plot(file, Path(spec.plot).absolute())
+    return summary
+
+
+@contextmanager
+def _failure_recorded(audit: AuditLog, action: str, details: Mapping[str, Detail]) -> Iterator[dict[str, Any]]:
+    """Append the failure of what no guard records. Yields what is known about it, for the event's fields."""
+    known: dict[str, Any] = {}
+    try:
+        yield known
+    except LeptonError as error:
+        failure = {**details, "error": error.code, "text": str(error)}
+        audit.append(Event(action=action, phase="failure", details=failure, **known))
+        raise
+
+
+def _plot(file: Path, picture: Path) -> None:
+    import json
+
+    from lepton_airflow.privacy.plot import draw
+
+    draw(json.loads(file.read_text(encoding="utf-8")), picture)
