@@ -1,0 +1,158 @@
+"""Publish a release that waited for approval, and write its receipt. Both run in the worker; neither needs Spark or the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from lepton_airflow.errors import AccessDenied, ApprovalMissing, LeptonError
+from lepton_airflow.hooks.lepton import LeptonHook
+from lepton_airflow.operators.base import _caller
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from lepton_airflow.settings import Settings
+
+#: What Airflow's ApprovalOperator calls a yes.
+_APPROVE = "Approve"
+
+
+class _AfterReleaseOperator(BaseOperator):
+    """Base of the operators that go on from a release task of the same DAG run."""
+
+    def __init__(
+        self, *, release_task_id: str, lepton_conn_id: str = LeptonHook.default_conn_name, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.release_task_id = release_task_id
+        self.lepton_conn_id = lepton_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Go on from the release, and return the summary.
+
+        :raises AirflowFailException: with the text of a final error
+        :raises AirflowException: with the text of an error that a retry may cure
+        """
+        instance = context["ti"]
+        run_key = f"{instance.dag_id}/{self.release_task_id}/{instance.run_id}/{instance.map_index}"
+        try:
+            summary = self._go_on(run_key, context, LeptonHook(self.lepton_conn_id).settings)
+        except LeptonError as error:
+            raised = AirflowFailException if error.final else AirflowException
+            raise raised(f"[{error.code}] {error}") from None
+        for outlet in self.outlets:
+            context["outlet_events"][outlet].extra = summary
+        return summary
+
+    def _go_on(self, run_key: str, context: Context, settings: Settings) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class PublishReleaseOperator(_AfterReleaseOperator):
+    """Publish a release that was drawn with ``approval: required``, once somebody approved it.
+
+    .. code-block:: python
+
+        release = ReleaseAggregatesOperator(task_id="release", approval="required", ...)
+        approve = ApprovalOperator(task_id="approve", subject="Publish the visits of {{ ds }}?")
+        publish = PublishReleaseOperator(
+            task_id="publish",
+            release_task_id="release",
+            approval_task_id="approve",
+            outlets=[Asset("clinic.visits_release")],
+        )
+        release >> approve >> publish
+
+    Airflow's ``ApprovalOperator`` lets anybody respond who may, also the person who triggered the run; this operator refuses
+    them. Who responded is Airflow's word: the audit and the receipt say so (``known_by: airflow``). A response that a timeout
+    gave is nobody's approval. Publishing costs nothing; the policy decides it and the audit has it as a release. A retry writes
+    the same file. In a mapped task group it belongs to the tasks of its own map index.
+
+    :param release_task_id: the :class:`~lepton_airflow.operators.release.ReleaseAggregatesOperator` task, in the same DAG run
+    :param approval_task_id: the ``ApprovalOperator`` task; without one, somebody approves with `lepton release approve` first
+    :param lepton_conn_id: the Lepton connection: audit database, identity, policy
+    :returns: ``cells``, ``epsilon_spent``, ``release`` (the file), ``digest`` (of it), ``published``, ``approver``
+    """
+
+    template_fields = ()
+
+    def __init__(self, *, approval_task_id: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.approval_task_id = approval_task_id
+
+    def _go_on(self, run_key: str, context: Context, settings: Settings) -> dict[str, Any]:
+        from lepton_airflow.jobs.publish_release import approve_release, publish_release
+
+        caller = _caller(context)
+        if self.approval_task_id is not None:
+            approver = self._approver(self.approval_task_id, context)
+            approve_release(run_key, settings=settings, approver=approver, known_by="airflow", caller=caller)
+        return publish_release(run_key, settings=settings, caller=caller)
+
+    def _approver(self, task_id: str, context: Context) -> str:
+        """The name of the person who approved.
+
+        :raises ApprovalMissing: nobody did
+        :raises AccessDenied: it is who triggered this run
+        """
+        from lepton_airflow.privacy.receipt import is_same_person
+
+        instance = context["ti"]
+        place = f"task {task_id}"
+        response = instance.xcom_pull(task_ids=task_id, map_indexes=instance.map_index)
+        response = response if isinstance(response, dict) else {}
+        person = response.get("responded_by_user")
+        if response.get("chosen_options") != [_APPROVE] or not person:
+            raise ApprovalMissing(
+                "Nobody approved: there is no response, it says something else, or a timeout gave it.",
+                place=place,
+                remedy="Clear that task and have somebody respond, or use `lepton release approve`.",
+            )
+        triggered_by = context["dag_run"].triggering_user_name
+        if any(is_same_person(str(person[part]), triggered_by) for part in ("name", "id")):
+            raise AccessDenied(
+                f"A release is not approved by who triggered its run, {person['name']!r}.",
+                place=place,
+                remedy="Clear that task and have somebody else respond.",
+            )
+        return str(person["name"])
+
+
+class ReleaseReceiptOperator(_AfterReleaseOperator):
+    """Write the receipt of a published release, which proves offline what the sealed audit log says about it.
+
+    It comes after a :class:`~lepton_airflow.operators.audit.SealAuditOperator`; as long as the release's events are not sealed it
+    fails, and a retry may cure that. A retry replaces the receipt by one for the latest checkpoint.
+
+    :param release_task_id: the :class:`~lepton_airflow.operators.release.ReleaseAggregatesOperator` task, in the same DAG run
+    :param receipt: the file to write, JSON (templated)
+    :param lepton_conn_id: the Lepton connection: audit database, sealer's public key
+    :returns: ``receipt`` (the file), ``run_key``
+    """
+
+    template_fields = ("receipt",)
+
+    def __init__(self, *, receipt: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.receipt = receipt
+
+    def _go_on(self, run_key: str, context: Context, settings: Settings) -> dict[str, Any]:  # noqa: ARG002 - as the base
+        from lepton_airflow.audit.checkpoint import Verifier
+        from lepton_airflow.audit.database import connect
+        from lepton_airflow.privacy.receipt_issue import issue_receipt
+
+        engine = connect(settings)
+        try:
+            content = issue_receipt(engine, run_key, verifier=Verifier.load(settings.checkpoint_verifier))
+        finally:
+            engine.dispose()
+        file = Path(self.receipt).absolute()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        staging = file.with_name(f".{file.name}.staging")
+        staging.write_bytes(content)
+        staging.replace(file)
+        return {"receipt": str(file), "run_key": run_key}
