@@ -49,7 +49,7 @@ def half_width_of_sum(terms: Terms, confidence: float) -> int:
         (abs(Fraction(coefficient)) * times * mechanism.half_width(each) for mechanism, coefficient, times in terms),
         Fraction(0),
     )
-    return min(math.ceil(union), math.ceil(chernoff(terms, (1 - confidence) / 2)))
+    return math.ceil(min(union, chernoff(terms, (1 - confidence) / 2)))
 
 
 def chernoff(terms: Terms, probability: float) -> float:
@@ -67,8 +67,12 @@ def chernoff(terms: Terms, probability: float) -> float:
     largest = min(mechanism.largest_moment / coefficient for mechanism, coefficient, _ in used)
 
     def bound(theta: float) -> float:
-        moments = (times * mechanism.log_moment(theta * coefficient) for mechanism, coefficient, times in used)
-        return (math.fsum(moments) + need) / theta
+        try:
+            moments = (times * mechanism.log_moment(theta * coefficient) for mechanism, coefficient, times in used)
+            return (math.fsum(moments) + need) / theta
+        except (OverflowError, ValueError):
+            # Out of range for doubles, with next to no noise or with very much: no bound, the union's holds.
+            return math.inf
 
     if math.isinf(largest):
         # Sub-Gaussian: the bound is convex in log(theta), and least where its two parts are equal.
@@ -95,7 +99,7 @@ def _least(function: Callable[[float], float], low: float, high: float) -> float
 
 
 def down(number: Rational) -> float | int:
-    """The largest double whose shortest decimal text, which JSON has, is not above ``number``; integers stay as they are."""
+    """The largest double that is not above ``number``, or whose text in JSON is ``number``; integers stay as they are."""
     if isinstance(number, int):
         return number
     nearest = float(number)
@@ -106,7 +110,7 @@ def down(number: Rational) -> float | int:
 
 
 def up(number: Rational) -> float | int:
-    """The smallest double whose text is not below ``number``; integers stay as they are."""
+    """The smallest double that is not below ``number``, or whose text is; integers stay as they are."""
     return -down(-number)
 
 
