@@ -111,7 +111,7 @@ def mechanism_fields(events: Iterable[MechanismEvent]) -> list[dict[str, Any]]:
             "groups": event.groups,
             "per_group": event.per_group,
             "width": event.width,
-            "scale": float(event.scale),
+            "scale": repr(float(event.scale)),
             "epsilon": amount_text(event.epsilon),
             "rho": amount_text(event.rho),
             "delta": amount_text(event.delta),
@@ -313,13 +313,14 @@ def _check_mechanisms(said: Any, events: Mapping[str, Mapping[str, Any]], claims
 
 def _mechanism(fields: Mapping[str, Any]) -> MechanismEvent:
     counts = {name: fields[name] for name in ("groups", "per_group", "width")}
-    if any(type(count) is not int for count in counts.values()) or not math.isfinite(fields["scale"]):
+    scale = float(fields["scale"])
+    if any(type(count) is not int for count in counts.values()) or not math.isfinite(scale):
         raise ValueError
     return MechanismEvent(
         query=fields["query"],
         mechanism=fields["mechanism"],
         **counts,
-        scale=float(fields["scale"]),
+        scale=scale,
         epsilon=_amount(fields["epsilon"]),
         rho=_amount(fields["rho"]),
         delta=_amount(fields["delta"]),
