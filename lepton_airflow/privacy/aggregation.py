@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pyarrow as pa
+from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from lepton_airflow.columnar.batches import read_batches
@@ -155,8 +156,10 @@ def aggregate(
             _in_workers(lambda numbers: _scattered(scatter, rows_of(numbers)), dataset), _MESSAGES
         )
     else:
-        frame = source.select(*(_column(name) for name in names))
-        messages = frame.mapInArrow(_in_workers(lambda batches: _scattered(scatter, batches), dataset), _MESSAGES)
+        # Spark looks columns up by name, and does not cope with dots and quotes in them.
+        frame = source.select(*(F.col(_column(name)).alias(f"column{place}") for place, name in enumerate(names)))
+        named = _in_workers(lambda batches: _scattered(scatter, _named(batches, names)), dataset)
+        messages = frame.mapInArrow(named, _MESSAGES)
     public = plan.width * sum(len(grouping.keys) for grouping in groupings if isinstance(grouping, PublicKeys))
     large = public * partitions > _COLLECTED
     merged = large or any(isinstance(grouping, PrivateKeys) for grouping in groupings)
@@ -199,6 +202,11 @@ class _Reading:
 def _scattered(scatter: Scatter, batches: Batches) -> Batches:
     for partition, message in scatter.messages(batches):
         yield _row(partition=partition, message=message)
+
+
+def _named(batches: Batches, names: Sequence[str]) -> Batches:
+    for batch in batches:
+        yield pa.RecordBatch.from_arrays(batch.columns, names=list(names))
 
 
 def _bounded(work: PartitionTotals, rows: Batches) -> Batches:

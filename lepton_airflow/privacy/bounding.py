@@ -61,14 +61,15 @@ class SaltedHash:
 
     @cached_property
     def words(self) -> Hashes:
-        """The table of random words: three for integers, pairs and lengths, then two for each eight bytes of text."""
+        """The table of random words: two for integers, one for offsets, one for lengths, then two for each eight bytes of text."""
         seed = b"lepton release salt" + self._salt.to_bytes(16, "big")
-        words: Hashes = np.frombuffer(hashlib.shake_256(seed).digest(8 * (4 + _SHORT // 4)), np.uint64)
-        return words
+        digest = hashlib.shake_256(seed).digest(8 * (4 + _SHORT // 4))
+        return np.frombuffer(digest, np.uint64).copy()
 
     def of_integers(self, values: Integers) -> Hashes:
         """Of whole numbers below 2**63 in size; different ones have different hashes."""
-        return (values.view(np.uint64) ^ self.words[0]) * (self.words[1] | np.uint64(1))
+        hashes: Hashes = (values.view(np.uint64) ^ self.words[0]) * (self.words[1] | np.uint64(1))
+        return hashes
 
     def of_bytes(self, values: pa.Array) -> Hashes:
         """Of the values of a binary array; none of them is null."""
