@@ -97,6 +97,8 @@ class Demo:
         for identity in IDENTITIES:
             connection = {"conn_type": "lepton", "extra": json.dumps({"home": str(self.home), "identity": identity})}
             connections[f"lepton_{identity}"] = connection | ({"password": password} if password else {})
+        # What operators use that name no connection: the example DAGs, which belong to the same identity.
+        connections["lepton_default"] = connections["lepton_etl"]
         file = self.folder / "connections.json"
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as stream:
