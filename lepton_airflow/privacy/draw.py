@@ -12,10 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    #: Keys and their totals, some groups at a time.
-    Chunk = tuple[Sequence[bytes], NDArray[np.int64]]
-    #: Of a public grouping the totals of all its groups; of a private one those of every group that occurs, in chunks.
-    GroupTotals = NDArray[np.int64] | Iterable[Chunk]
+    from lepton_airflow.privacy.totals import Chunk, GroupTotals
 
 #: Version of the stored noisy numbers.
 DRAW_SCHEMA = "lepton.draw/2"
@@ -28,7 +25,8 @@ def draw(
 ) -> dict[str, Any]:
     """Add noise to the totals of every grouping.
 
-    :param totals: for each grouping; not private
+    :param totals: for each grouping: of a public one all groups', of a private one those of every group that occurs, in chunks;
+        not private
     :param keys: for each grouping its keys, in the order of the totals; None where groups are chosen here
     :param declared: for each grouping: its keys are in the design, and need not be stored again
     :returns: JSON of schema ``lepton.draw/2``: for each grouping ``keys`` (null if they are declared) and ``vectors``, query ->

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lepton_airflow.errors import ApprovalMissing, LeptonError
 from lepton_airflow.privacy.design import Key, ReleaseDesign
 from lepton_airflow.privacy.document import build_document
-from lepton_airflow.privacy.draw import GroupTotals, draw
+from lepton_airflow.privacy.draw import draw
 from lepton_airflow.privacy.ledger import Ledger
 from lepton_airflow.privacy.plan import ReleasePlan
 from lepton_airflow.privacy.records import RELEASED, RESERVED, Release
 from lepton_airflow.privacy.release_file import Mode, check_release_file, write_release_file
 
+if TYPE_CHECKING:
+    from lepton_airflow.privacy.totals import GroupTotals
+
 #: For each grouping its keys; None where groups are chosen privately.
 GroupKeys = Sequence[Sequence[Key] | None]
 #: Aggregates the data when it is called; making one reads the schema at most.
-Aggregation = Callable[[], Sequence[GroupTotals]]
+Aggregation = Callable[[], "Sequence[GroupTotals]"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,6 @@ from lepton_airflow.errors import (
     TargetExists,
 )
 from lepton_airflow.privacy.design import ReleaseDesign
-from lepton_airflow.privacy.draw import GroupTotals
 from lepton_airflow.privacy.ledger import Ledger
 from lepton_airflow.privacy.plan import ReleasePlan
 from lepton_airflow.privacy.records import DRAWN, RELEASED, RESERVED
@@ -170,7 +169,7 @@ def test_a_source_that_cannot_be_opened_costs_nothing(funded: Ledger, tmp_path: 
 
 
 def test_an_aggregation_that_fails_keeps_its_reservation(funded: Ledger, tmp_path: Path) -> None:
-    def failing() -> list[GroupTotals]:
+    def failing() -> list[Any]:
         raise RuntimeError("an executor died")
 
     with pytest.raises(RuntimeError):
