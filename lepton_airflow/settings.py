@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,28 +27,43 @@ class Settings(BaseModel):
 
     :param home: the folder that ``lepton init`` made
     :param audit_database: SQLAlchemy URL of the audit database, without a password
+    :param allow_unverified_database: accept a PostgreSQL server on another machine without ``sslmode=verify-full``
+    :param audit_writer_role: PostgreSQL role that only adds events; migrating makes it, empty makes none
+    :param audit_sealer_role: PostgreSQL role of the sealer
     :param keyring: folder of sealed keysets
     :param identities: folder of private identities (mode 0700); which one a job uses says ``identity``
     :param identity: name of the identity under which jobs unseal keys and are authorised, or the path of its file
     :param recipients: folder of public keys to which keysets can be sealed
     :param policy: the access policy
+    :param policy_engine: what reads the policy and decides: ``builtin`` (a YAML file) or ``cedar`` (a ``.cedar`` file, with the
+        extra ``cedar``)
+    :param environment: where this is, such as ``production``: conditions of the policy can ask for it. Whoever may set
+        ``LEPTON_ENVIRONMENT`` says it, so it guards against mistakes and not against that person
     :param checkpoint_signer: the sealer's private key; only the sealer can read it
     :param checkpoint_verifier: the sealer's public key
-    :param checkpoint_exports: folders outside the database to which every signed checkpoint is copied
+    :param checkpoint_exports: places outside the database to which every signed checkpoint is copied: folders, URLs of fsspec
+        file systems (``s3://bucket/audit``), or a second database (``postgresql://...``, ``sqlite:///...``)
+    :param witnesses: public keys of witnesses (the text, or the path of its file) whose cosignatures are checked
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     home: Path
     audit_database: str = "sqlite:///audit.db"
+    allow_unverified_database: bool = False
+    audit_writer_role: str = "lepton_writer"
+    audit_sealer_role: str = "lepton_sealer"
     keyring: Path = Path("keyring")
     identities: Path = Path("identities")
     identity: str = ""
     recipients: Path = Path("recipients")
     policy: Path = Path("policy.yaml")
+    policy_engine: Literal["builtin", "cedar"] = "builtin"
+    environment: str = ""
     checkpoint_signer: Path = Path("sealer/checkpoint.key")
     checkpoint_verifier: Path = Path("checkpoint.pub")
-    checkpoint_exports: tuple[Path, ...] = (Path("checkpoints"),)
+    checkpoint_exports: tuple[Path | str, ...] = (Path("checkpoints"),)
+    witnesses: tuple[str, ...] = ()
 
     def model_post_init(self, _context: Any) -> None:
         home = self.home.expanduser().absolute()
@@ -57,11 +72,9 @@ class Settings(BaseModel):
             paths[name] = home / getattr(self, name)
         for name, path in paths.items():
             object.__setattr__(self, name, path)
-        object.__setattr__(self, "checkpoint_exports", tuple(home / path for path in self.checkpoint_exports))
-        prefix = "sqlite:///"
-        if self.audit_database.startswith(prefix):
-            # SQLite paths follow the home folder like every other path; an absolute one stays as it is.
-            object.__setattr__(self, "audit_database", f"{prefix}{home / self.audit_database.removeprefix(prefix)}")
+        exports = (_under(home, place) for place in self.checkpoint_exports)
+        object.__setattr__(self, "checkpoint_exports", tuple(exports))
+        object.__setattr__(self, "audit_database", _under_sqlite(home, self.audit_database))
 
     @property
     def identity_file(self) -> Path:
@@ -78,6 +91,18 @@ class Settings(BaseModel):
         if "/" in self.identity:
             return self.home / Path(self.identity).expanduser()
         return self.identities / f"{self.identity}.identity.json"
+
+
+def _under(home: Path, place: Path | str) -> Path | str:
+    """An export's place: a URL stays one, a path follows the home folder."""
+    text = str(place)
+    return _under_sqlite(home, text) if isinstance(place, str) and "://" in text else home / text
+
+
+def _under_sqlite(home: Path, url: str) -> str:
+    """SQLite paths follow the home folder like every other path; an absolute one stays as it is."""
+    prefix = "sqlite:///"
+    return f"{prefix}{home / url.removeprefix(prefix)}" if url.startswith(prefix) else url
 
 
 def load_settings(home: str | Path | None = None, overrides: Mapping[str, str] | None = None) -> Settings:
@@ -100,7 +125,7 @@ def load_settings(home: str | Path | None = None, overrides: Mapping[str, str] |
         raise ConfigurationError("The settings must be a mapping.", place=str(file), remedy="See `lepton init`.")
     for name in Settings.model_fields:
         value = os.environ.get(f"LEPTON_{name.upper()}")
-        if value and name not in ("home", "checkpoint_exports"):
+        if value and name not in ("home", "checkpoint_exports", "witnesses"):
             fields[name] = value
     fields |= dict(overrides or {})
     fields["home"] = folder

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
-from lepton_airflow.access.policy import Policy, Request
+from lepton_airflow.access.request import PolicyEngine, Request
 from lepton_airflow.audit.canonical import canonical_json
 from lepton_airflow.audit.event import Detail, Event, Phase
 from lepton_airflow.audit.log import AuditLog
 from lepton_airflow.errors import AccessDenied, AuditUnavailable, LeptonError
 
 _LONGEST_TEXT = 2000
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Operation:
@@ -53,13 +58,26 @@ class Guard:
     :param policy: decides; default deny
     :param principal: whose identity the job runs under
     :param spec_digest: of the job's spec, in every event
+    :param environment: where the job runs, as the settings name it
+    :param clock: what conditions on the time are held against
     """
 
-    def __init__(self, *, log: AuditLog, policy: Policy, principal: str, spec_digest: str) -> None:
+    def __init__(
+        self,
+        *,
+        log: AuditLog,
+        policy: PolicyEngine,
+        principal: str,
+        spec_digest: str,
+        environment: str | None = None,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
         self._log = log
         self._policy = policy
         self._principal = principal
         self._spec_digest = spec_digest
+        self._environment = environment or None
+        self._clock = clock
         self._recorded: list[BaseException] = []
 
     def has_recorded(self, error: BaseException) -> bool:
@@ -75,6 +93,7 @@ class Guard:
         columns: Sequence[str],
         purpose: str,
         epsilon: float | None = None,
+        needs_approval: bool = False,
         details: Mapping[str, Detail] | None = None,
     ) -> Iterator[Operation]:
         """Run the body of the ``with`` statement if the policy allows it and the intent is committed.
@@ -83,12 +102,15 @@ class Guard:
 
         :param columns: what the operation reads or writes; none means the dataset as a whole
         :param epsilon: the privacy cost of a release
+        :param needs_approval: the release waits for somebody's approval before it is published
         :param details: for the intent and denial events
         :raises AccessDenied: the policy says no; the denial is in the audit
         :raises AuditUnavailable: the intent could not be committed, and nothing was done; or the outcome could not be
         """
-        request = Request(self._principal, action, dataset, tuple(columns), purpose, epsilon)
-        decision = self._policy.decide(request)
+        request = Request(
+            self._principal, action, dataset, tuple(columns), purpose, epsilon, needs_approval, self._environment
+        )
+        decision = self._policy.decide(request, at=self._clock())
 
         def event(phase: Phase, **fields: object) -> Event:
             return Event(
@@ -103,7 +125,11 @@ class Guard:
                 **fields,  # type: ignore[arg-type]
             )
 
-        asked: dict[str, Detail] = {**(details or {}), **({} if epsilon is None else {"epsilon": epsilon})}
+        stated = {"epsilon": epsilon, "needs_approval": needs_approval or None, "environment": self._environment}
+        asked: dict[str, Detail] = {
+            **(details or {}),
+            **{name: value for name, value in stated.items() if value is not None},
+        }
         if not decision.allow:
             denial = _denial(request, decision.reason)
             self._log.append(event("denied", details={**asked, "reason": decision.reason}))

@@ -11,78 +11,38 @@ The file's JSON Schema is ``policy.schema.json`` beside this module; editors com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+import json
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from lepton_airflow.access.conditions import Conditions, Name, PolicyModel
+from lepton_airflow.access.patterns import Matches, covers, matches_any_case, matches_exactly
+from lepton_airflow.access.request import Action, Decision, Request, moment, named
 from lepton_airflow.audit.canonical import digest
 from lepton_airflow.errors import ConfigurationError
 
-Action = Literal["encrypt", "decrypt", "release", "train", "rotate", "verify"]
-Name = Annotated[str, Field(min_length=1)]
+__all__ = ["EVERYONE", "Action", "Decision", "Denial", "Grant", "Policy", "Request", "Role", "Rule", "policy_schema"]
+
 Patterns = Annotated[tuple[Name, ...], Field(min_length=1)]
 
 #: In a denial's ``role``: every principal. Grants must name a role.
 EVERYONE = "*"
-WHOLE_DATASET = "*"
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a principal wants to do.
-
-    :param columns: the columns that the operation reads or writes; none means the dataset as a whole
-    :param epsilon: the privacy cost of a release
-    """
-
-    principal: str
-    action: str
-    dataset: str
-    columns: tuple[str, ...]
-    purpose: str
-    epsilon: float | None = None
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The answer.
-
-    :param rules: ids of the grants that allowed it, or of the denials that forbade it, in the order of the file
-    :param policy_digest: of the policy that decided
-    """
-
-    allow: bool
-    rules: tuple[str, ...]
-    policy_digest: str
-    reason: str
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Role(_Model):
+class Role(PolicyModel):
     """A set of principals."""
 
     members: tuple[Name, ...] = Field(description="Names of identities.")
 
 
-class Conditions(_Model):
-    """What a grant asks for besides."""
-
-    max_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        None,
-        description="The largest epsilon of one release; a release that does not state its epsilon does not meet it.",
-    )
-
-
-class Rule(_Model):
+class Rule(PolicyModel):
     """Actions of a role on every dataset and column that the patterns match, for matching purposes."""
 
     id: Name = Field(description="Names the rule in decisions and in the audit; unique in the file.")
@@ -103,11 +63,11 @@ class Denial(Rule):
     """Forbids what it describes, whatever the grants say; its role can be ``*``: everyone."""
 
 
-class Policy(_Model):
+class Policy(PolicyModel):
     """A validated policy file."""
 
     version: Literal[1]
-    roles: dict[Name, Role] = {}
+    roles: dict[Name, Role] = Field(default={})
     grants: tuple[Grant, ...] = ()
     denials: tuple[Denial, ...] = ()
 
@@ -122,8 +82,9 @@ class Policy(_Model):
                 if rule.role not in self.roles and not (isinstance(rule, Denial) and rule.role == EVERYONE):
                     raise ValueError(f"{kind}.{position}.role: there is no role {rule.role!r}")
         for position, grant in enumerate(self.grants):
-            if grant.conditions.max_epsilon is not None and grant.actions != ("release",):
-                raise ValueError(f"grants.{position}.conditions.max_epsilon: only a grant of `release` alone has one")
+            for name in ("max_epsilon", "approval"):
+                if getattr(grant.conditions, name) is not None and set(grant.actions) != {"release"}:
+                    raise ValueError(f"grants.{position}.conditions.{name}: only a grant of `release` alone has one")
         return self
 
     @classmethod
@@ -167,76 +128,105 @@ class Policy(_Model):
     @cached_property
     def digest(self) -> str:
         """``sha256:<hex>`` of the policy's meaning; comments and layout of the file do not change it."""
-        return digest(self.model_dump(mode="json"))
+        # Without what is left at its default, so that a condition added to this package later does not change the digest of
+        # a policy that does not use it.
+        return digest(self.model_dump(mode="json", by_alias=True, exclude_defaults=True))
 
-    def decide(self, request: Request) -> Decision:
-        """Whether the request is allowed, by which rules, and why."""
+    def decide(self, request: Request, *, at: datetime | None = None) -> Decision:
+        """Whether the request is allowed, by which rules, and why.
+
+        :param at: the time that conditions are held against, with its offset; default now
+        :raises InvalidData: a time without an offset
+        """
+        now = moment(at)
 
         def decision(allow: bool, rules: Sequence[Rule], reason: str) -> Decision:
             return Decision(allow, tuple(rule.id for rule in rules), self.digest, reason)
 
-        wanted = request.columns or (WHOLE_DATASET,)
         denials = [rule for rule in self.denials if self._denies(rule, request)]
         if denials:
             return decision(False, denials, f"denied by rule {', '.join(rule.id for rule in denials)}")
-        fitting = [rule for rule in self.grants if self._fits(rule, request, matches=fnmatchcase)]
-        useful = [rule for rule in fitting if _meets(rule.conditions, request)]
-        covering = {column: [rule for rule in useful if _covers(rule, column, fnmatchcase)] for column in wanted}
-        uncovered = [column for column, rules in covering.items() if not rules]
+        fitting = [rule for rule in self.grants if self._fits(rule, request, matches=matches_exactly)]
+        unmet = {rule.id: rule.conditions.unmet(request, now) for rule in fitting}
+        used: set[str] = set()
+        uncovered = []
+        held_back: dict[str, tuple[str, ...]] = {}
+        for column in request.wanted:
+            covering = [rule for rule in fitting if covers(rule.columns, column, matches_exactly)]
+            useful = {rule.id for rule in covering if not unmet[rule.id]}
+            used |= useful
+            if not useful:
+                uncovered.append(column)
+                held_back |= {rule.id: unmet[rule.id] for rule in covering}
         if not uncovered:
-            used = {rule.id for rules in covering.values() for rule in rules}
-            return decision(True, [rule for rule in useful if rule.id in used], "granted")
-        what = "the dataset as a whole" if not request.columns else f"column {', '.join(uncovered)}"
-        if len(useful) < len(fitting):
-            unmet = ", ".join(rule.id for rule in fitting if rule not in useful)
-            return decision(False, (), f"no grant covers {what}; the conditions of {unmet} are not met")
-        return decision(False, (), f"no grant covers {what}")
+            return decision(True, [rule for rule in fitting if rule.id in used], "granted")
+        reason = f"no grant covers {named(tuple(uncovered))}"
+        for rule_id, conditions in held_back.items():
+            reason += f"; the conditions of {rule_id} are not met ({'; '.join(conditions)})"
+        return decision(False, (), reason)
+
+    def members(self, rule: Rule) -> frozenset[str] | None:
+        """The principals that a rule is about; None for everyone."""
+        if isinstance(rule, Denial) and rule.role == EVERYONE:
+            return None
+        return frozenset(self.roles[rule.role].members)
 
     def _denies(self, rule: Denial, request: Request) -> bool:
-        return self._fits(rule, request, matches=_matches_any_case) and any(
-            _covers(rule, column, _matches_any_case) for column in request.columns or (WHOLE_DATASET,)
+        return self._fits(rule, request, matches=matches_any_case) and any(
+            covers(rule.columns, column, matches_any_case) for column in request.wanted
         )
 
-    def _fits(self, rule: Rule, request: Request, *, matches: Callable[[str, str], bool]) -> bool:
+    def _fits(self, rule: Rule, request: Request, *, matches: Matches) -> bool:
         """Everything but the columns and the conditions."""
-        everyone = isinstance(rule, Denial) and rule.role == EVERYONE
+        members = self.members(rule)
         return (
-            (everyone or request.principal in self.roles[rule.role].members)
+            (members is None or request.principal in members)
             and request.action in rule.actions
             and any(matches(request.dataset, pattern) for pattern in rule.datasets)
             and any(matches(request.purpose, pattern) for pattern in rule.purposes)
         )
 
 
-def _covers(rule: Rule, column: str, matches: Callable[[str, str], bool]) -> bool:
-    if column == WHOLE_DATASET:
-        return WHOLE_DATASET in rule.columns
-    return any(matches(column, pattern) for pattern in rule.columns)
+def policy_schema() -> str:
+    """The text of ``policy.schema.json``: the JSON Schema (draft 2020-12) of the policy file, from the model itself."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_without_null(Policy.model_json_schema())}
+    return json.dumps(schema, indent=2) + "\n"
 
 
-def _meets(conditions: Conditions, request: Request) -> bool:
-    limit = conditions.max_epsilon
-    return limit is None or (request.epsilon is not None and 0 < request.epsilon <= limit)
-
-
-def _matches_any_case(name: str, pattern: str) -> bool:
-    return fnmatchcase(_fold(name), _fold(pattern))
-
-
-def _fold(name: str) -> str:
-    """Fold case one character at a time, to upper and then to lower, as Java's equalsIgnoreCase and so Spark does."""
-
-    def fold(character: str) -> str:
-        upper = character.upper()
-        return (upper if len(upper) == 1 else character).lower()[0]
-
-    return "".join(map(fold, name))
+def _without_null(schema: Any) -> Any:
+    """What may be left out is not written as null, see :class:`~lepton_airflow.access.conditions.PolicyModel`."""
+    if isinstance(schema, list):
+        return [_without_null(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    fields = {name: _without_null(value) for name, value in schema.items() if (name, value) != ("default", None)}
+    kinds = [kind for kind in fields.pop("anyOf", ()) if kind != {"type": "null"}]
+    if isinstance(fields.get("default"), dict):
+        fields["default"] = {name: value for name, value in fields["default"].items() if value is not None}
+    return {**(kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {}), **fields}
 
 
 def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _plain_scalars() -> dict[str, list[tuple[str, Any]]]:
+    """YAML 1.1 reads ``18:00`` as 1080 and ``2026-05-04`` as a date; as in YAML 1.2, and in editors, both are texts here."""
+    sexagesimal = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+
+    def without_colons(pattern: Any) -> Any:
+        return re.compile(rf"(?!.*:)(?:{pattern.pattern})", pattern.flags)
+
+    return {
+        first: [
+            (tag, without_colons(pattern) if tag in sexagesimal else pattern)
+            for tag, pattern in resolvers
+            if tag != "tag:yaml.org,2002:timestamp"
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -255,3 +245,6 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def _scalar_keys(node: yaml.MappingNode) -> Iterator[yaml.ScalarNode]:
     return (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+
+
+_UniqueKeyLoader.yaml_implicit_resolvers = _plain_scalars()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,44 @@ def test_a_release_is_held_to_its_epsilon_and_states_it(engine: sql.Engine, guar
         pytest.fail("it ran")
     intent, _, denied = events(engine)
     assert (intent["details"], denied["details"]["epsilon"]) == ({"epsilon": 0.5}, 1.5)
+
+
+def test_conditions_are_held_against_the_clock_the_environment_and_the_release(
+    engine: sql.Engine, log: AuditLog
+) -> None:
+    conditions = {
+        "time": {"zone": "UTC", "days": ["monday"]},
+        "environments": ["production"],
+        "approval": "required",
+    }
+    fields = POLICY.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    fields["grants"][1]["conditions"] = conditions
+    release = {**ALLOWED, "action": "release"}
+
+    def guard(day: int, environment: str | None = "production") -> Guard:
+        return Guard(
+            log=log,
+            policy=Policy.parse(fields, place="test"),
+            principal="ann",
+            spec_digest="sha256:spec",
+            environment=environment,
+            clock=lambda: datetime(2026, 11, day, tzinfo=UTC),
+        )
+
+    with guard(23).operation(**release, needs_approval=True):
+        pass
+    for refused, needs_approval in (
+        (guard(24), True),
+        (guard(23, "staging"), True),
+        (guard(23, None), True),
+        (guard(23), False),
+    ):
+        with pytest.raises(AccessDenied), refused.operation(**release, needs_approval=needs_approval):
+            pytest.fail("it ran")
+    intent, _, *denied = events(engine)
+    assert intent["details"] == {"needs_approval": True, "environment": "production"}
+    reasons = [event["details"]["reason"].partition("(")[2].partition(":")[0] for event in denied]
+    assert reasons == ["time", "environments", "environments", "approval"]
 
 
 def test_a_typed_failure_is_recorded_with_its_text_and_goes_on(engine: sql.Engine, guard: Guard) -> None:

@@ -1,0 +1,65 @@
+"""Containment and overlap of patterns, against every short name over a small alphabet."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lepton_airflow.access.patterns import contains, fold, matches_any_case, matches_exactly, overlap
+
+# Names up to length 5 tell any two of these patterns apart: none has more than four parts.
+NAMES = ["".join(letters) for length in range(6) for letters in product("abZ", repeat=length)]
+PARTS = st.sampled_from(["a", "b", "*", "?", "[ab]", "[!a]", "Z"])
+PATTERNS = st.lists(PARTS, min_size=1, max_size=4).map("".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(outer=PATTERNS, inner=PATTERNS)
+def test_contains_and_overlap_say_what_all_names_say(outer: str, inner: str) -> None:
+    matched = {name for name in NAMES if matches_exactly(name, inner)}
+    around = {name for name in NAMES if matches_exactly(name, outer)}
+    assert overlap(outer, inner) == bool(matched & around)
+    # Names with other letters than these three may be in one pattern only: `?` is more than `[ab]`.
+    if contains(outer, inner):
+        assert matched <= around
+    else:
+        assert not matched <= around or "?" in inner or "[!" in inner or "*" in inner
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "expected"),
+    [
+        ("*", "clinic.*", True),
+        ("clinic.*", "clinic.visits", True),
+        ("clinic.*", "clinic", False),
+        ("clinic.*", "*", False),
+        ("?", "[a-z]", True),
+        ("[a-z]", "?", False),
+        ("[a-z]*", "[c-f]x", True),
+        ("[c-f]*", "[a-z]x", False),
+        ("*a*", "*ba", True),
+        ("a*b", "a*", False),
+        ("[", "[", True),
+        ("[]]", "]", True),
+        ("a?*", "a*?", True),
+        ("**", "*", True),
+        ("x", "[b-a]", True),
+    ],
+)
+def test_containment(outer: str, inner: str, expected: bool) -> None:
+    assert contains(outer, inner) is expected
+
+
+def test_what_is_too_much_to_find_out_is_not_claimed() -> None:
+    much = "*a" + "?" * 24
+    assert contains(much, "*b" + "?" * 24) is False
+
+
+@pytest.mark.parametrize(("one", "other"), [("Email", "eMAIL"), ("\u212aey", "key"), ("\u0130D", "id")])
+def test_case_folds_as_spark_folds_it(one: str, other: str) -> None:
+    assert fold(one) == fold(other)
+    assert matches_any_case(one, other)
+    assert not matches_exactly(one, other)
