@@ -8,9 +8,20 @@ from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from lepton_airflow.privacy.amount import Amount, PositiveAmount
 from lepton_airflow.privacy.bounds import ContributionBounds
@@ -55,8 +66,19 @@ class KeyTable(DesignModel):
         return self
 
 
+def _kind_of_keys(keys: Any) -> str:
+    if isinstance(keys, dict | KeyTable):
+        return "table"
+    return "private" if isinstance(keys, str) else "declared"
+
+
 #: Declared keys, a public table of them, or ``private``: those that enough units are in, by a noisy count.
-Keys = Literal["private"] | KeyTable | tuple[Key, ...]
+Keys = Annotated[
+    Annotated[Literal["private"], Tag("private")]
+    | Annotated[KeyTable, Tag("table")]
+    | Annotated[tuple[Key, ...], Tag("declared")],
+    Discriminator(_kind_of_keys),
+]
 
 
 class GroupingSet(DesignModel):
@@ -148,7 +170,7 @@ class ReleaseDesign(DesignModel):
     max_groups_per_unit: int = Field(ge=1)
     max_rows_per_unit_and_group: int = Field(ge=1)
     epsilon: PositiveAmount
-    delta: Amount = Decimal(0)
+    delta: Amount = Field(default=Decimal(0), ge=0, lt=1)
     noise: Noise = "laplace"
     group_by: tuple[str, ...] = ()
     groups: Keys = ()
