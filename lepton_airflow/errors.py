@@ -128,6 +128,10 @@ class BudgetError(LeptonError):
     """A privacy budget is missing or its bookkeeping forbids the step."""
 
 
+class ApprovalMissing(LeptonError):
+    """A release waits for an approval that it has not got."""
+
+
 class RunKeyConflict(LeptonError):
     """The run key was used before with another spec."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Annotated, Any
@@ -56,6 +57,11 @@ def amount_text(amount: Fraction | Decimal) -> str:
         return f"{sign}{scaled}"
     text = str(scaled).rjust(places + 1, "0")
     return f"{sign}{text[:-places]}.{text[-places:]}"
+
+
+def round_up(amount: Fraction | Decimal | float, places: int = 6) -> Fraction:
+    """The smallest multiple of 10**-places that is not below ``amount``: how a cost is charged and shown, never too small."""
+    return Fraction(math.ceil(Fraction(amount) * 10**places), 10**places)
 
 
 def _positive(number: Decimal) -> Decimal:

@@ -2,14 +2,17 @@
 
 A release goes ``reserved -> drawn -> published`` under the run key of its job:
 
-- *reserved*: its epsilon is set aside, before any data is read. A job that dies here has released nothing; the rerun under
-  the same run key takes the reservation up again, or the budget's owner releases it (state ``released``).
-- *drawn*: the noisy numbers are stored, and the epsilon is spent. There is no way back from here: whoever asks again under the
-  same run key gets these numbers.
+- *reserved*: its mechanisms are stored and charged, before any data is read. A job that dies here has released nothing; the
+  rerun under the same run key takes the reservation up again, or the budget's owner releases it (state ``released``).
+- *drawn*: the noisy numbers are stored, and what they cost is spent. There is no way back from here: whoever asks again under
+  the same run key gets these numbers. If the release needs an approval, it waits here for somebody else's.
 - *published*: the release file is written.
 
-Transactions are serializable: ``BEGIN IMMEDIATE`` on SQLite, ``SERIALIZABLE`` with bounded retries on PostgreSQL. Amounts are
-added as exact rationals, by basic composition (Dwork, Roth: The Algorithmic Foundations of Differential Privacy, theorem 3.16).
+What all releases of a budget cost together is what :mod:`lepton_airflow.privacy.accountant` says of their mechanisms, at the
+budget's delta. A budget with a period is one budget for each calendar period (UTC), and its guarantee is for each period; a
+release belongs to the period in which it was reserved.
+
+Transactions are serializable: ``BEGIN IMMEDIATE`` on SQLite, ``SERIALIZABLE`` with bounded retries on PostgreSQL.
 
 This module imports neither Spark, Arrow, NumPy nor OpenDP: the Airflow side reads the ledger too.
 """
@@ -23,38 +26,57 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sql
 from sqlalchemy.exc import DBAPIError
 
+from lepton_airflow.audit.canonical import canonical_json
 from lepton_airflow.audit.database import reading
-from lepton_airflow.errors import AccessDenied, AuditUnavailable, BudgetError, BudgetExhausted, RunKeyConflict
-from lepton_airflow.privacy import records
+from lepton_airflow.errors import AuditUnavailable, BudgetError
+from lepton_airflow.privacy import admission, records
+from lepton_airflow.privacy.accountant import check_event, spending
+from lepton_airflow.privacy.admission import budget_place, run_place
 from lepton_airflow.privacy.amount import amount_text
-from lepton_airflow.privacy.records import DRAWN, PUBLISHED, RELEASED, RESERVED, Balance, MechanismEvent, Release
-from lepton_airflow.privacy.tables import budget_table, mechanism_table, release_table
+from lepton_airflow.privacy.periods import PERIODS, Period, period_start
+from lepton_airflow.privacy.records import (
+    DRAWN,
+    PUBLISHED,
+    RELEASED,
+    RESERVED,
+    Balance,
+    Budget,
+    MechanismEvent,
+    Release,
+)
+from lepton_airflow.privacy.tables import budget_table, release_table
 
 T = TypeVar("T")
 
-#: Version of the stored noisy numbers.
-DRAW_SCHEMA = "lepton.draw/1"
+#: Version of the stored noisy numbers. Version 1 had one key, ``vectors``.
+DRAW_SCHEMA = "lepton.draw/2"
 #: PostgreSQL: serialization_failure, deadlock_detected, and unique_violation, which a lost race for one run key can show as.
 _RETRYABLE = ("40001", "40P01", "23505")
-_ATTEMPTS = 12
+_ATTEMPTS = 16
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Ledger:
     """The ledger in the audit database.
 
     :param engine: from :func:`lepton_airflow.audit.database.connect`
+    :param clock: the time, with its zone; it decides to which period a reservation belongs
     """
 
-    def __init__(self, engine: sql.Engine) -> None:
+    def __init__(self, engine: sql.Engine, *, clock: Callable[[], datetime] = _utc_now) -> None:
         self._reading_engine = engine
         if engine.dialect.name == "postgresql":
             engine = engine.execution_options(isolation_level="SERIALIZABLE")
         self._engine = engine
+        self._clock = clock
 
     def create(
         self,
@@ -64,21 +86,28 @@ class Ledger:
         epsilon: Decimal | Fraction,
         delta: Decimal | Fraction = Fraction(0),
         owner: str,
+        period: Period | None = None,
     ) -> Balance:
         """Open a budget.
 
-        :raises BudgetError: there is one for this dataset and unit already, or an amount is out of range
+        :param period: a budget of epsilon and delta for each calendar period (UTC; weeks are ISO weeks). The guarantee is then
+            for each period: what a unit may lose over several periods adds up
+        :raises BudgetError: there is one for this dataset and unit already, or an amount or the period is none
         """
-        place = _place(dataset, unit)
+        place = budget_place(dataset, unit)
         if epsilon <= 0 or not 0 <= delta < 1:
             raise BudgetError(
                 "A budget needs epsilon above 0 and delta from 0 to below 1.",
                 place=place,
                 remedy="Correct the amounts.",
             )
+        if period is not None and period not in PERIODS:
+            raise BudgetError(
+                f"There is no period {period!r}.", place=place, remedy=f"Choose one of {', '.join(PERIODS)}, or none."
+            )
 
         def work(connection: sql.Connection) -> Balance:
-            if records.find_budget(connection, dataset, unit) is not None:
+            if records.budgets(connection, dataset=dataset, unit=unit):
                 raise BudgetError(
                     "There is a budget already.",
                     place=place,
@@ -91,158 +120,206 @@ class Ledger:
                     epsilon=amount_text(epsilon),
                     delta=amount_text(delta),
                     owner=owner,
-                    created_at=_now(),
+                    created_at=self._now(),
+                    period=period,
                 )
             )
-            return _balance(connection, dataset, unit)
+            return self._balance(connection, admission.budget(connection, dataset, unit), None)
 
         return self._transaction(work)
 
-    def balance(self, *, dataset: str, unit: str) -> Balance:
-        """What is spent, reserved and left.
+    def balance(self, *, dataset: str, unit: str, at: datetime | None = None) -> Balance:
+        """What is charged and left in the period that holds ``at`` (default: now).
 
         :raises BudgetError: there is no such budget
+        :raises MissingDependency: the budget has a delta, and dp-accounting is not installed
         """
         with reading(self._reading_engine) as connection:
-            return _balance(connection, dataset, unit)
+            return self._balance(connection, admission.budget(connection, dataset, unit), at)
 
-    def balances(self, dataset: str | None = None) -> list[Balance]:
-        """All budgets, or those of ``dataset``, by dataset and unit."""
+    def balances(self, dataset: str | None = None, *, at: datetime | None = None) -> list[Balance]:
+        """All budgets, or those of ``dataset``, by dataset and unit; as :meth:`balance`."""
         with reading(self._reading_engine) as connection:
-            return records.budgets(connection, sql.true() if dataset is None else budget_table.c.dataset == dataset)
+            return [self._balance(connection, budget, at) for budget in records.budgets(connection, dataset=dataset)]
+
+    def history(self, *, dataset: str, unit: str) -> list[Release]:
+        """Every release of a budget, of all periods, oldest reservation first."""
+        with reading(self._reading_engine) as connection:
+            budget = admission.budget(connection, dataset, unit)
+            return records.releases(connection, release_table.c.budget_id == budget.id)
 
     def find(self, run_key: str) -> Release | None:
         """The release of ``run_key``; None when it never asked for budget."""
         with reading(self._reading_engine) as connection:
             return records.find_release(connection, run_key)
 
-    def numbers(self, run_key: str) -> dict[str, list[int]]:
-        """The noisy numbers of a drawn release: query -> one integer for each group.
+    def result(self, run_key: str) -> dict[str, Any]:
+        """The noisy numbers of a drawn release, as :meth:`draw` was given them the first time.
 
         :raises BudgetError: nothing was drawn under this run key
         """
-        with reading(self._reading_engine) as connection:
-            stored = connection.execute(
-                sql.select(release_table.c.result).where(release_table.c.run_key == run_key)
-            ).scalar_one_or_none()
+        stored = self._stored(run_key, release_table.c.result)
         if stored is None:
-            raise BudgetError("Nothing was drawn.", place=f"run {run_key}", remedy="Run the release again.")
-        vectors: dict[str, list[int]] = json.loads(stored)["vectors"]
-        return vectors
+            raise BudgetError("Nothing was drawn.", place=run_place(run_key), remedy="Run the release again.")
+        drawn = json.loads(stored)
+        numbers: dict[str, Any] = drawn["result"] if "result" in drawn else {"vectors": drawn["vectors"]}
+        return numbers
+
+    def spec(self, run_key: str) -> dict[str, Any]:
+        """The spec of a release, so that it can be published without its job.
+
+        :raises BudgetError: no such release, or one of an older version of this package, which stored none
+        """
+        stored = self._stored(run_key, release_table.c.spec)
+        if stored is None:
+            raise BudgetError("No spec is stored.", place=run_place(run_key), remedy="Run the release's job again.")
+        spec: dict[str, Any] = json.loads(stored)
+        return spec
 
     def mechanisms(self, *, dataset: str, unit: str) -> list[MechanismEvent]:
         """Every mechanism that was run on a budget, in the order of the draws."""
+        by_release = self.mechanisms_by_release(dataset=dataset, unit=unit)
+        return [event for events in by_release.values() for event in events]
+
+    def mechanisms_by_release(self, *, dataset: str, unit: str) -> dict[str, list[MechanismEvent]]:
+        """Every mechanism that was run on a budget, by run key, in the order of the draws."""
         with reading(self._reading_engine) as connection:
-            return records.mechanisms(connection, dataset=dataset, unit=unit)
+            budget = admission.budget(connection, dataset, unit)
+            return records.mechanisms(connection, release_table.c.budget_id == budget.id, DRAWN, PUBLISHED)
 
     def reserve(
-        self, *, run_key: str, spec_digest: str, dataset: str, unit: str, epsilon: Decimal | Fraction, principal: str
+        self,
+        *,
+        run_key: str,
+        spec_digest: str,
+        spec: Mapping[str, Any],
+        dataset: str,
+        unit: str,
+        mechanisms: Sequence[MechanismEvent],
+        principal: str,
+        requested_by: str | None = None,
+        needs_approval: bool = False,
+        epsilon: Decimal | Fraction | None = None,
+        delta: Decimal | Fraction | None = None,
     ) -> Release:
-        """Set ``epsilon`` aside for ``run_key``, or find what an earlier try of the same run and spec got to; that costs nothing.
+        """Charge the budget for ``mechanisms``, or find what an earlier try of the same run and spec got to; that costs nothing.
 
+        :param spec: what is released; stored, for :meth:`spec`
+        :param mechanisms: all that the release will run, with different names
+        :param requested_by: the person who has it run; neither they nor ``principal`` can approve it
+        :param needs_approval: it is only published after :meth:`approve`
+        :param epsilon: what a release with Gaussian noise is said to ask for; others ask for the sum of their mechanisms'
+        :param delta: likewise
         :returns: in state reserved; or drawn or published, if an earlier try was
         :raises BudgetExhausted: more than is left; nothing is reserved
-        :raises BudgetError: there is no such budget
+        :raises BudgetError: there is no such budget, it does not admit such mechanisms, or a mechanism has too little noise
         :raises RunKeyConflict: the run key holds another spec
+        :raises MissingDependency: the budget has a delta, and dp-accounting is not installed
         """
+        place = run_place(run_key)
+        for event in mechanisms:
+            check_event(event, place=place)
+        if len({event.query for event in mechanisms}) < len(mechanisms):
+            raise BudgetError("Two mechanisms have one name.", place=place, remedy="This is a defect; report it.")
+        spec_text = canonical_json(dict(spec)).decode()
+
+        def admit(connection: sql.Connection) -> tuple[Release | None, Budget, str | None]:
+            """The earlier try, if it still counts; else what the release would cost must be left."""
+            earlier = records.find_release(connection, run_key)
+            budget = admission.budget(connection, dataset, unit)
+            start = period_start(budget.period, self._clock())
+            if earlier is not None and earlier.state != RELEASED:
+                admission.check_spec(earlier, spec_digest)
+            else:
+                admission.check_affordable(budget, start, _events(connection, budget, start), mechanisms, asked=epsilon)
+            return earlier, budget, start
 
         def work(connection: sql.Connection) -> Release:
-            earlier = records.find_release(connection, run_key)
+            earlier, budget, start = admit(connection)
             if earlier is not None and earlier.state != RELEASED:
-                _check_spec(earlier, spec_digest)
                 return earlier
-            balance = _balance(connection, dataset, unit)
-            if epsilon > balance.left:
-                raise BudgetExhausted(
-                    f"The release asks for epsilon {amount_text(epsilon)}, of {amount_text(balance.epsilon)} there is "
-                    f"{amount_text(balance.left)} left.",
-                    place=_place(dataset, unit),
-                    remedy="Lower the release's epsilon, or talk to the budget's owner, "
-                    f"{balance.owner}. `lepton budget show` lists what it was spent on.",
-                )
+            asked = admission.amounts_asked(budget, mechanisms, epsilon, delta)
             row = {
-                "budget_id": balance.id,
+                "budget_id": budget.id,
                 "spec_digest": spec_digest,
+                "spec": spec_text,
                 "state": RESERVED,
-                "epsilon": amount_text(epsilon),
-                "delta": "0",
+                "epsilon": amount_text(asked[0]),
+                "delta": amount_text(asked[1]),
                 "principal": principal,
-                "reserved_at": _now(),
+                "requested_by": requested_by,
+                "period_start": start,
+                "needs_approval": needs_approval,
+                "reserved_at": self._now(),
             }
             if earlier is None:
                 connection.execute(release_table.insert().values(run_key=run_key, **row))
             else:
                 connection.execute(_update(run_key).values(row))
-            return _existing(connection, run_key)
+            records.store_mechanisms(connection, run_key, mechanisms)
+            return admission.existing(connection, run_key)
 
+        # Accounting can take a while. Done here first, it is found in a cache by the transaction, which keeps others waiting.
+        with reading(self._reading_engine) as connection:
+            admit(connection)
         return self._transaction(work)
 
-    def draw(
-        self,
-        *,
-        run_key: str,
-        spec_digest: str,
-        vectors: Mapping[str, Sequence[int]],
-        mechanisms: Sequence[MechanismEvent],
-    ) -> Release:
-        """Store noisy numbers and so spend what is reserved. The first call under a run key wins: what counts is
-        :meth:`numbers` afterwards, not ``vectors``.
+    def draw(self, *, run_key: str, spec_digest: str, result: Mapping[str, Any]) -> Release:
+        """Store noisy numbers; from here on, what they cost is spent. The first call under a run key wins: what counts is
+        :meth:`result` afterwards, not the argument.
 
-        :param vectors: query -> one noisy integer for each group
-        :raises BudgetError: nothing is reserved, or the mechanisms cost more than is
+        :param result: what JSON can hold: the noisy numbers, nothing else that comes from data
+        :raises BudgetError: nothing is reserved
         :raises RunKeyConflict: the run key holds another spec
         """
+        stored = json.dumps({"schema": DRAW_SCHEMA, "result": dict(result)}, allow_nan=False)
 
         def work(connection: sql.Connection) -> Release:
             release = records.find_release(connection, run_key)
             if release is None or release.state == RELEASED:
                 raise BudgetError(
                     "The run has no reservation: it was released meanwhile, or never made.",
-                    place=f"run {run_key}",
+                    place=run_place(run_key),
                     remedy="Run the release again; nothing was spent and nothing left the driver.",
                 )
-            _check_spec(release, spec_digest)
-            if release.state != RESERVED:
-                return release
-            cost = sum((event.epsilon for event in mechanisms), Fraction(0))
-            if cost > release.epsilon:
-                raise BudgetError(
-                    f"The mechanisms cost epsilon {amount_text(cost)}, reserved is {amount_text(release.epsilon)}.",
-                    place=f"run {run_key}",
-                    remedy="This is a defect of the release's plan; report it.",
-                )
-            stored = json.dumps({"schema": DRAW_SCHEMA, "vectors": {name: list(v) for name, v in vectors.items()}})
-            connection.execute(_update(run_key).values(state=DRAWN, drawn_at=_now(), result=stored))
-            for event in mechanisms:
-                connection.execute(
-                    mechanism_table.insert().values(
-                        run_key=run_key,
-                        query=event.query,
-                        mechanism=event.mechanism,
-                        sensitivity=str(event.sensitivity),
-                        scale=repr(event.scale),
-                        epsilon=amount_text(event.epsilon),
-                    )
-                )
-            return _existing(connection, run_key)
+            admission.check_spec(release, spec_digest)
+            if release.state == RESERVED:
+                connection.execute(_update(run_key).values(state=DRAWN, drawn_at=self._now(), result=stored))
+            return admission.existing(connection, run_key)
+
+        return self._transaction(work)
+
+    def approve(self, *, run_key: str, approver: str) -> Release:
+        """Let a drawn release be published; again by the same person is no error.
+
+        :raises AccessDenied: the approver is who requested the release, or the identity that ran it
+        :raises BudgetError: nothing was drawn, no approval is needed, or somebody else approved
+        """
+
+        def work(connection: sql.Connection) -> Release:
+            release = admission.existing(connection, run_key)
+            admission.check_approver(release, approver)
+            if release.approver is None:
+                connection.execute(_update(run_key).values(approver=approver, approved_at=self._now()))
+            return admission.existing(connection, run_key)
 
         return self._transaction(work)
 
     def publish(self, *, run_key: str, spec_digest: str) -> Release:
         """Note that the release file of ``run_key`` is durable; again is no error.
 
+        :raises ApprovalMissing: it needs an approval and has none
         :raises BudgetError: nothing was drawn
         :raises RunKeyConflict: the run key holds another spec
         """
 
         def work(connection: sql.Connection) -> Release:
-            release = _existing(connection, run_key)
-            _check_spec(release, spec_digest)
-            if release.state not in (DRAWN, PUBLISHED):
-                raise BudgetError("Nothing was drawn yet.", place=f"run {run_key}", remedy="Run the release again.")
+            release = admission.existing(connection, run_key)
+            admission.check_spec(release, spec_digest)
+            admission.check_publishable(release)
             if release.state == DRAWN:
-                connection.execute(_update(run_key).values(state=PUBLISHED, published_at=_now()))
-            return _existing(connection, run_key)
+                connection.execute(_update(run_key).values(state=PUBLISHED, published_at=self._now()))
+            return admission.existing(connection, run_key)
 
         return self._transaction(work)
 
@@ -264,24 +341,29 @@ class Ledger:
         """
 
         def work(connection: sql.Connection) -> Release:
-            release = _existing(connection, run_key)
-            owner = _balance(connection, release.dataset, release.unit).owner
-            if owner != principal:
-                raise AccessDenied(
-                    f"Only the owner of the budget, {owner}, can release a reservation, not {principal}.",
-                    place=_place(release.dataset, release.unit),
-                    remedy="Ask the owner.",
-                )
-            if release.state != RESERVED:
-                raise BudgetError(
-                    f"The release is {release.state}: only a reservation can be given back.",
-                    place=f"run {run_key}",
-                    remedy="Budget that was drawn on is spent, also when nobody has seen the numbers.",
-                )
+            release = admission.existing(connection, run_key)
+            owner = admission.budget(connection, release.dataset, release.unit).owner
+            admission.check_releasable(release, owner=owner, principal=principal)
             connection.execute(_update(run_key).values(state=RELEASED))
-            return _existing(connection, run_key)
+            return admission.existing(connection, run_key)
 
         return self._transaction(work)
+
+    def _balance(self, connection: sql.Connection, budget: Budget, at: datetime | None) -> Balance:
+        start = period_start(budget.period, self._clock() if at is None else at)
+        return Balance(
+            **vars(budget),
+            period_start=start,
+            releases=tuple(records.releases(connection, records.of_period(budget, start))),
+            spending=spending(_events(connection, budget, start), epsilon=budget.epsilon, delta=budget.delta),
+        )
+
+    def _stored(self, run_key: str, column: sql.Column[str | None]) -> str | None:
+        with reading(self._reading_engine) as connection:
+            return connection.execute(sql.select(column).where(release_table.c.run_key == run_key)).scalar_one_or_none()
+
+    def _now(self) -> str:
+        return self._clock().astimezone(UTC).isoformat(timespec="microseconds")
 
     def _transaction(self, work: Callable[[sql.Connection], T]) -> T:
         for attempt in range(_ATTEMPTS):
@@ -300,45 +382,11 @@ class Ledger:
         )
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def _place(dataset: str, unit: str) -> str:
-    return f"budget of {dataset} per {unit}"
-
-
 def _update(run_key: str) -> sql.Update:
     return release_table.update().where(release_table.c.run_key == run_key)
 
 
-def _balance(connection: sql.Connection, dataset: str, unit: str) -> Balance:
-    balance = records.find_budget(connection, dataset, unit)
-    if balance is None:
-        raise BudgetError(
-            "There is no privacy budget.",
-            place=_place(dataset, unit),
-            remedy=f"Its owner makes it: `lepton budget create {dataset} --unit {unit} --epsilon ...`.",
-        )
-    return balance
-
-
-def _existing(connection: sql.Connection, run_key: str) -> Release:
-    release = records.find_release(connection, run_key)
-    if release is None:
-        raise BudgetError("No release has this run key.", place=f"run {run_key}", remedy="See `lepton budget show`.")
-    return release
-
-
-def _check_spec(release: Release, spec_digest: str) -> None:
-    if release.spec_digest != spec_digest:
-        raise RunKeyConflict(
-            f"The run key holds a release ({release.state}) of another spec.",
-            place=f"run {release.run_key}",
-            remedy="Use a new run for the changed spec"
-            + (
-                "."
-                if release.state != RESERVED
-                else ", or `lepton budget release-reservation` if the earlier job is dead."
-            ),
-        )
+def _events(connection: sql.Connection, budget: Budget, start: str | None) -> list[MechanismEvent]:
+    """All that is charged in a period: reserved as well as drawn."""
+    found = records.mechanisms(connection, records.of_period(budget, start), RESERVED, DRAWN, PUBLISHED)
+    return [event for events in found.values() for event in events]

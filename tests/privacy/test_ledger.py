@@ -6,6 +6,7 @@ import subprocess
 import sys
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import sqlalchemy as sql
@@ -15,7 +16,16 @@ from alembic.migration import MigrationContext
 from lepton_airflow.audit.database import VERSION_TABLE, metadata
 from lepton_airflow.errors import AccessDenied, BudgetError, BudgetExhausted, RunKeyConflict
 from lepton_airflow.privacy.ledger import Ledger
-from lepton_airflow.privacy.records import DRAWN, PUBLISHED, RELEASED, RESERVED, MechanismEvent, Release
+from lepton_airflow.privacy.records import (
+    DRAWN,
+    GAUSSIAN,
+    LAPLACE,
+    PUBLISHED,
+    RELEASED,
+    RESERVED,
+    MechanismEvent,
+    Release,
+)
 from lepton_airflow.privacy.tables import budget_table, mechanism_table, release_table
 
 BOTH_STORES = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
@@ -28,19 +38,32 @@ def funded(ledger: Ledger) -> Ledger:
     return ledger
 
 
-def reserve(ledger: Ledger, run_key: str = "run", *, epsilon: str = "0.4", spec: str = "sha256:a") -> Release:
-    return ledger.reserve(
-        run_key=run_key, spec_digest=spec, dataset=DATASET, unit=UNIT, epsilon=Decimal(epsilon), principal="analyst"
-    )
+def laplace(epsilon: str | Fraction, *, query: str = "rows", delta: Fraction = Fraction(0)) -> MechanismEvent:
+    noise = {"groups": 1, "per_group": 1, "width": 1, "scale": float(2 / Fraction(epsilon)), "delta": delta}
+    return MechanismEvent(query=query, mechanism=LAPLACE, epsilon=Fraction(epsilon), **noise)  # type: ignore[arg-type]
 
 
-def draw(
-    ledger: Ledger, run_key: str = "run", *, epsilon: str = "0.4", spec: str = "sha256:a", noisy: int = 7
+def gaussian(rho: str, *, query: str = "rows") -> MechanismEvent:
+    noise = {"groups": 3, "per_group": 5, "width": 4, "scale": (3 * 25 / float(Fraction(rho))) ** 0.5}
+    fields = {"epsilon": Fraction(0), "rho": Fraction(rho), "delta": Fraction(1, 10**9)}
+    return MechanismEvent(query=query, mechanism=GAUSSIAN, **noise, **fields)  # type: ignore[arg-type]
+
+
+def reserve(
+    ledger: Ledger, run_key: str = "run", *, epsilon: str | Fraction = "0.4", spec: str = "sha256:a", **changes: Any
 ) -> Release:
-    event = MechanismEvent(
-        query="rows", mechanism="discrete Laplace", sensitivity=1, scale=2.5, epsilon=Fraction(epsilon)
-    )
-    return ledger.draw(run_key=run_key, spec_digest=spec, vectors={"rows": [noisy, -1]}, mechanisms=[event])
+    arguments: dict[str, Any] = {
+        "spec": {"metrics": ["count"], "epsilon": str(epsilon)},
+        "mechanisms": [laplace(epsilon)],
+        "principal": "analyst",
+        "requested_by": "ada",
+        "needs_approval": False,
+    }
+    return ledger.reserve(run_key=run_key, spec_digest=spec, dataset=DATASET, unit=UNIT, **(arguments | changes))
+
+
+def draw(ledger: Ledger, run_key: str = "run", *, spec: str = "sha256:a", noisy: int = 7) -> Release:
+    return ledger.draw(run_key=run_key, spec_digest=spec, result={"rows": [noisy, -1]})
 
 
 def left(ledger: Ledger) -> Fraction:
@@ -52,21 +75,20 @@ def test_a_release_is_reserved_drawn_and_published(funded: Ledger) -> None:
     assert reserve(funded).state == RESERVED
     assert left(funded) == Fraction(6, 10)
     drawn = draw(funded)
-    assert (drawn.state, funded.numbers("run")) == (DRAWN, {"rows": [7, -1]})
+    assert (drawn.state, funded.result("run")) == (DRAWN, {"rows": [7, -1]})
     published = funded.publish(run_key="run", spec_digest="sha256:a")
     assert (published.state, published.drawn_at) == (PUBLISHED, drawn.drawn_at)
     balance = funded.balance(dataset=DATASET, unit=UNIT)
     assert (balance.spent, balance.reserved, balance.left) == (Fraction(4, 10), 0, Fraction(6, 10))
-    assert funded.mechanisms(dataset=DATASET, unit=UNIT) == [
-        MechanismEvent(query="rows", mechanism="discrete Laplace", sensitivity=1, scale=2.5, epsilon=Fraction(4, 10))
-    ]
+    assert funded.mechanisms(dataset=DATASET, unit=UNIT) == [laplace("0.4")]
+    assert funded.spec("run") == {"metrics": ["count"], "epsilon": "0.4"}
 
 
 @BOTH_STORES
 def test_numbers_of_64_bits_come_back_exactly(funded: Ledger) -> None:
     reserve(funded)
     draw(funded, noisy=2**62 + 1)
-    assert funded.numbers("run")["rows"][0] == 2**62 + 1
+    assert funded.result("run")["rows"][0] == 2**62 + 1
 
 
 def test_ten_tenths_are_one(funded: Ledger) -> None:
@@ -74,13 +96,13 @@ def test_ten_tenths_are_one(funded: Ledger) -> None:
         reserve(funded, f"run{i}", epsilon="0.1")
     assert left(funded) == 0
     with pytest.raises(BudgetExhausted):
-        reserve(funded, "one more", epsilon="0.000000000000000000000000000001")
+        reserve(funded, "one more", epsilon=Fraction(1, 10**30))
 
 
 @BOTH_STORES
 def test_overspending_is_refused_and_says_what_is_left(funded: Ledger) -> None:
     reserve(funded)
-    with pytest.raises(BudgetExhausted, match=r"asks for epsilon 0\.7, of 1 there is 0\.6 left") as refused:
+    with pytest.raises(BudgetExhausted, match=r"asks for epsilon 0\.7; of 1 there is 0\.6 left\.") as refused:
         reserve(funded, "another", epsilon="0.7")
     assert "clinic.visits per patient_id" in str(refused.value)
     assert OWNER in refused.value.remedy
@@ -107,7 +129,7 @@ def test_the_same_run_asks_again_and_spends_nothing_more(funded: Ledger) -> None
     draw(funded, noisy=7)
     assert reserve(funded).state == DRAWN
     second = draw(funded, noisy=8)
-    assert (second.state, funded.numbers("run")["rows"][0]) == (DRAWN, 7)
+    assert (second.state, funded.result("run")["rows"][0]) == (DRAWN, 7)
     assert left(funded) == Fraction(6, 10)
     assert len(funded.mechanisms(dataset=DATASET, unit=UNIT)) == 1
 
@@ -147,7 +169,7 @@ def test_what_is_drawn_is_never_refunded(funded: Ledger) -> None:
     with pytest.raises(BudgetError, match="published"):
         funded.release_reservation(run_key="run", principal=OWNER)
     assert left(funded) == Fraction(6, 10)
-    assert funded.numbers("run") == {"rows": [7, -1]}
+    assert funded.result("run") == {"rows": [7, -1]}
 
 
 def test_a_job_that_was_not_dead_after_all_cannot_draw_on_a_released_reservation(funded: Ledger) -> None:
@@ -171,11 +193,44 @@ def test_a_released_run_key_can_be_used_again_also_with_another_spec(funded: Led
         draw(funded, spec="sha256:a")
 
 
-def test_mechanisms_cannot_cost_more_than_is_reserved(funded: Ledger) -> None:
-    reserve(funded, epsilon="0.4")
-    with pytest.raises(BudgetError, match=r"cost epsilon 0\.41, reserved is 0\.4"):
-        draw(funded, epsilon="0.41")
-    assert funded.balance(dataset=DATASET, unit=UNIT).releases[0].state == RESERVED
+def test_a_mechanism_with_less_noise_than_it_is_charged_for_is_refused(funded: Ledger) -> None:
+    weak = MechanismEvent(
+        query="rows", mechanism=LAPLACE, groups=2, per_group=1, width=1, scale=4.0, epsilon=Fraction(49, 100)
+    )
+    with pytest.raises(BudgetError, match="too little noise"):
+        reserve(funded, mechanisms=[weak])
+    with pytest.raises(BudgetError, match="one name"):
+        reserve(funded, mechanisms=[laplace("0.1"), laplace("0.2")])
+    assert funded.find("run") is None
+
+
+def test_a_reservation_that_is_made_again_has_the_mechanisms_of_its_new_spec(funded: Ledger) -> None:
+    reserve(funded, mechanisms=[laplace("0.3"), laplace("0.2", query="sum")])
+    funded.cancel(run_key="run", spec_digest="sha256:a")
+    reserve(funded, spec="sha256:b", epsilon="0.1")
+    draw(funded, spec="sha256:b")
+    assert funded.mechanisms(dataset=DATASET, unit=UNIT) == [laplace("0.1")]
+    assert left(funded) == Fraction(9, 10)
+
+
+@BOTH_STORES
+def test_events_come_back_as_they_were_stored(ledger: Ledger) -> None:
+    ledger.create(dataset=DATASET, unit=UNIT, epsilon=Decimal(2), delta=Decimal("1e-6"), owner=OWNER)
+    events = [gaussian("1/300"), laplace(Fraction(1, 7), query="sum", delta=Fraction(1, 3 * 10**8))]
+    release = ledger.reserve(
+        run_key="run",
+        spec_digest="sha256:a",
+        spec={},
+        dataset=DATASET,
+        unit=UNIT,
+        mechanisms=events,
+        principal="analyst",
+        epsilon=Decimal("0.5"),
+        delta=Decimal("1e-7"),
+    )
+    assert (release.epsilon, release.delta) == (Fraction(1, 2), Fraction(1, 10**7))
+    draw(ledger)
+    assert ledger.mechanisms(dataset=DATASET, unit=UNIT) == events
 
 
 def test_nothing_is_published_that_was_not_drawn(funded: Ledger) -> None:
@@ -183,13 +238,24 @@ def test_nothing_is_published_that_was_not_drawn(funded: Ledger) -> None:
     with pytest.raises(BudgetError, match="drawn"):
         funded.publish(run_key="run", spec_digest="sha256:a")
     with pytest.raises(BudgetError, match="drawn"):
-        funded.numbers("run")
+        funded.result("run")
 
 
 @pytest.mark.parametrize(("epsilon", "delta"), [("0", "0"), ("-1", "0"), ("1", "1"), ("1", "-0.1")])
 def test_a_budget_has_a_positive_epsilon_and_a_delta_below_one(ledger: Ledger, epsilon: str, delta: str) -> None:
     with pytest.raises(BudgetError):
         ledger.create(dataset=DATASET, unit=UNIT, epsilon=Decimal(epsilon), delta=Decimal(delta), owner=OWNER)
+
+
+def test_old_draws_are_still_read(funded: Ledger, engine: sql.Engine) -> None:
+    reserve(funded)
+    draw(funded)
+    old = '{"schema": "lepton.draw/1", "vectors": {"rows": [5]}}'
+    with engine.begin() as connection:
+        connection.execute(release_table.update().values(result=old, spec=None))
+    assert funded.result("run") == {"vectors": {"rows": [5]}}
+    with pytest.raises(BudgetError, match="No spec is stored"):
+        funded.spec("run")
 
 
 def test_a_budget_is_not_replaced(funded: Ledger) -> None:
@@ -216,7 +282,7 @@ def test_the_migration_makes_the_tables_that_the_code_expects(engine: sql.Engine
 
 
 def test_reading_the_ledger_needs_no_engine_libraries() -> None:
-    heavy = ("pyspark", "pyarrow", "numpy", "opendp", "diffprivlib", "airflow", "tensorflow")
+    heavy = ("pyspark", "pyarrow", "numpy", "opendp", "diffprivlib", "dp_accounting", "airflow", "tensorflow")
     program = f"import sys, lepton_airflow.privacy.ledger; print([m for m in {heavy!r} if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
