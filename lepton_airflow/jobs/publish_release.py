@@ -6,7 +6,7 @@ Their audit events carry the run key of the release, which is how its receipt fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,13 @@ from lepton_airflow.access.guard import Guard
 from lepton_airflow.access.policy import Policy
 from lepton_airflow.audit.canonical import digest
 from lepton_airflow.audit.event import Event
-from lepton_airflow.errors import AuditTampered, BudgetError, LeptonError
+from lepton_airflow.errors import AccessDenied, AuditTampered, BudgetError, LeptonError
 from lepton_airflow.jobs.release_aggregates import ReleaseAggregatesSpec, record
 from lepton_airflow.jobs.runner import Caller, _audit_log
 from lepton_airflow.jobs.spec import parse_spec
 from lepton_airflow.privacy.document import build_document
 from lepton_airflow.privacy.ledger import Ledger
-from lepton_airflow.privacy.receipt import APPROVE, RELEASE
+from lepton_airflow.privacy.receipt import APPROVE, RELEASE, is_same_person
 from lepton_airflow.privacy.release import Released, publish, stored_keys
 
 if TYPE_CHECKING:
@@ -88,13 +88,22 @@ def document_of(engine: Engine, drawn: DrawnRelease) -> dict[str, Any]:
 
 
 def approve_release(
-    run_key: str, *, settings: Settings, approver: str, known_by: KnownBy, caller: Caller | None = None
+    run_key: str,
+    *,
+    settings: Settings,
+    approver: str,
+    known_by: KnownBy,
+    aliases: Sequence[str] = (),
+    requesters: Sequence[str | None] = (),
+    caller: Caller | None = None,
 ) -> Release:
     """Let a drawn release be published; again by the same person is no error.
 
     :param approver: the name of the person; neither the requester's nor that of the identity that ran the job
+    :param aliases: other names of the same person
+    :param requesters: who else is known to have asked for it
     :param caller: on whose behalf this identity records it
-    :raises AccessDenied: the approver is one of those two
+    :raises AccessDenied: the approver asked for it or ran it; the refusal is in the audit
     :raises BudgetError: there is no such release, it needs no approval, or somebody else approved it
     """
     asked: dict[str, Detail] = {"approver": approver, "known_by": known_by}
@@ -104,6 +113,13 @@ def approve_release(
         known["intent"] = audit.append(
             Event(action=APPROVE, phase="intent", purpose=drawn.spec.purpose, details=asked, **known)
         )
+        involved = (drawn.release.principal, drawn.release.requested_by, *requesters)
+        if any(is_same_person(name, *involved) for name in (approver, *aliases)):
+            raise AccessDenied(
+                f"A release is not approved by who asked for it or ran it, {approver!r}.",
+                place=f"run {run_key}",
+                remedy="Have somebody else approve it.",
+            )
         release = Ledger(engine).approve(run_key=run_key, approver=approver)
         done: dict[str, Detail] = {**asked, "approved_at": release.approved_at}
         audit.append(Event(action=APPROVE, phase="success", purpose=drawn.spec.purpose, details=done, **known))
@@ -124,7 +140,13 @@ def publish_release(run_key: str, *, settings: Settings, caller: Caller | None =
             drawn = drawn_release(engine, run_key)
             policy = Policy.load(settings.policy)
         release, spec = drawn.release, drawn.spec
-        guard = Guard(log=audit, policy=policy, principal=principal, spec_digest=release.spec_digest)
+        guard = Guard(
+            log=audit,
+            policy=policy,
+            principal=principal,
+            spec_digest=release.spec_digest,
+            environment=settings.environment,
+        )
         file = Path(spec.target).absolute()
         with guard.operation(
             action=RELEASE,
@@ -132,6 +154,7 @@ def publish_release(run_key: str, *, settings: Settings, caller: Caller | None =
             columns=sorted(spec.columns),
             purpose=spec.purpose,
             epsilon=float(spec.epsilon),
+            needs_approval=release.needs_approval,
             details={"budget": spec.payer, "privacy_unit": spec.privacy_unit, "step": "publish"},
         ) as operation:
             release, file_digest = publish(

@@ -76,6 +76,7 @@ def run(spec: ReleaseAggregatesSpec, job: Job) -> dict[str, Any]:
                     columns=(spec.privacy_unit,),
                     purpose=spec.purpose,
                     epsilon=float(spec.epsilon),
+                    needs_approval=spec.approval == "required",
                     details={"source": spec.source.name},
                 )
             )
@@ -166,6 +167,7 @@ def _authorised(spec: ReleaseAggregatesSpec, job: Job) -> Any:
         columns=sorted(spec.columns),
         purpose=spec.purpose,
         epsilon=float(spec.epsilon),
+        needs_approval=spec.approval == "required",
         details={"budget": spec.payer, "privacy_unit": spec.privacy_unit},
     )
 

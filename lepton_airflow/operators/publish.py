@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from lepton_airflow.errors import AccessDenied, ApprovalMissing, LeptonError
+from lepton_airflow.errors import ApprovalMissing, LeptonError
 from lepton_airflow.hooks.lepton import LeptonHook
 from lepton_airflow.operators.base import _caller
 
@@ -89,37 +90,34 @@ class PublishReleaseOperator(_AfterReleaseOperator):
 
         caller = _caller(context)
         if self.approval_task_id is not None:
-            approver = self._approver(self.approval_task_id, context)
-            approve_release(run_key, settings=settings, approver=approver, known_by="airflow", caller=caller)
+            person = self._responder(self.approval_task_id, context)
+            approve_release(
+                run_key,
+                settings=settings,
+                approver=str(person["name"]),
+                known_by="airflow",
+                aliases=[str(person["id"])],
+                requesters=[context["dag_run"].triggering_user_name],
+                caller=caller,
+            )
         return publish_release(run_key, settings=settings, caller=caller)
 
-    def _approver(self, task_id: str, context: Context) -> str:
-        """The name of the person who approved.
+    def _responder(self, task_id: str, context: Context) -> Mapping[str, Any]:
+        """The person who approved, by ``id`` and ``name``.
 
         :raises ApprovalMissing: nobody did
-        :raises AccessDenied: it is who triggered this run
         """
-        from lepton_airflow.privacy.receipt import is_same_person
-
         instance = context["ti"]
-        place = f"task {task_id}"
         response = instance.xcom_pull(task_ids=task_id, map_indexes=instance.map_index)
         response = response if isinstance(response, dict) else {}
         person = response.get("responded_by_user")
-        if response.get("chosen_options") != [_APPROVE] or not person:
+        if response.get("chosen_options") != [_APPROVE] or not isinstance(person, dict):
             raise ApprovalMissing(
                 "Nobody approved: there is no response, it says something else, or a timeout gave it.",
-                place=place,
+                place=f"task {task_id}",
                 remedy="Clear that task and have somebody respond, or use `lepton release approve`.",
             )
-        triggered_by = context["dag_run"].triggering_user_name
-        if any(is_same_person(str(person[part]), triggered_by) for part in ("name", "id")):
-            raise AccessDenied(
-                f"A release is not approved by who triggered its run, {person['name']!r}.",
-                place=place,
-                remedy="Clear that task and have somebody else respond.",
-            )
-        return str(person["name"])
+        return person
 
 
 class ReleaseReceiptOperator(_AfterReleaseOperator):

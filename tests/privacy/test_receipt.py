@@ -22,9 +22,16 @@ from lepton_airflow.audit.checkpoint import Signer, generate_signer
 from lepton_airflow.audit.database import connect
 from lepton_airflow.audit.event import Actor, Event
 from lepton_airflow.audit.log import AuditLog
-from lepton_airflow.audit.proofs import prove_events
+from lepton_airflow.audit.proofs import events_of_run, prove_events
 from lepton_airflow.audit.sealer import seal
-from lepton_airflow.errors import AuditTampered, BudgetError, EventNotSealed, ReceiptInvalid
+from lepton_airflow.errors import (
+    AccessDenied,
+    ApprovalMissing,
+    AuditTampered,
+    BudgetError,
+    EventNotSealed,
+    ReceiptInvalid,
+)
 from lepton_airflow.jobs import release_aggregates
 from lepton_airflow.jobs.publish_release import approve_release, publish_release
 from lepton_airflow.jobs.runner import Caller, run_job
@@ -164,6 +171,37 @@ def test_a_receipt_needs_a_publication_and_a_seal(home: Settings, engine: sql.En
     with pytest.raises(EventNotSealed, match="lepton audit seal"):
         issue_receipt(engine, run_key, verifier=signer.verifier)
     sealed_receipt(home, engine, signer)
+
+
+@pytest.mark.parametrize(
+    ("names", "allowed"),
+    [
+        ({"approver": "alice"}, False),
+        ({"approver": " ALICE"}, False),
+        ({"approver": "tester"}, False),
+        ({"approver": "7", "aliases": ["alice"]}, False),
+        ({"approver": "bob", "requesters": ["bob"]}, False),
+        ({"approver": "7", "aliases": ["Bob"], "requesters": [None, "bob"]}, False),
+        ({"approver": "bob", "aliases": ["7"], "requesters": [None, "carol"]}, True),
+    ],
+)
+def test_who_asked_for_a_release_or_ran_it_does_not_approve_it(
+    names: dict[str, Any], allowed: bool, home: Settings, engine: sql.Engine
+) -> None:
+    run_key = "dag/release/run/-1"
+    file = release(home, approval="required")
+    if allowed:
+        approve_release(run_key, settings=home, known_by="airflow", **names)
+        publish_release(run_key, settings=home)
+        assert file.exists()
+        return
+    with pytest.raises(AccessDenied):
+        approve_release(run_key, settings=home, known_by="airflow", **names)
+    last = [event for event in events_of_run(engine, run_key) if event["action"] == "release.approve"][-1]
+    assert (last["phase"], last["details"]["error"]) == ("failure", "AccessDenied")
+    with pytest.raises(ApprovalMissing):
+        publish_release(run_key, settings=home)
+    assert not file.exists()
 
 
 def test_a_replayed_or_republished_release_keeps_its_receipt(
