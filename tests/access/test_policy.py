@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from importlib.resources import files
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lepton_airflow.access.policy import Policy, Request, policy_schema
 from lepton_airflow.errors import ConfigurationError
@@ -216,84 +212,3 @@ def test_the_template_denies_everything_and_its_examples_are_valid(tmp_path: Pat
     loaded = Policy.load(file)
     assert len(loaded.grants) == 3
     assert len(loaded.denials) == 1
-
-
-NAMES = st.sampled_from(["a", "b", "ab", "A"])
-PATTERNS = st.lists(st.sampled_from(["a", "b", "*", "a*", "?b", "A"]), min_size=1, max_size=2)
-ACTIONS = ["encrypt", "decrypt", "release"]
-
-
-def rules(kind: str) -> st.SearchStrategy[list[dict[str, Any]]]:
-    roles = st.sampled_from(["r1", "r2", "*"] if kind == "denial" else ["r1", "r2"])
-    fields = {"role": roles, "actions": st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=2)}
-    patterns = dict.fromkeys(("datasets", "columns", "purposes"), PATTERNS)
-    plain = st.fixed_dictionaries({**fields, **patterns})
-    if kind == "grant":
-        limited = st.fixed_dictionaries(
-            {**fields, **patterns, "actions": st.just(["release"]), "conditions": st.just({"max_epsilon": 1.0})}
-        )
-        plain = st.one_of(plain, limited)
-    return st.lists(plain, max_size=4).map(
-        lambda drawn: [{"id": f"{kind}{number}", **rule} for number, rule in enumerate(drawn)]
-    )
-
-
-def brute_force(policy: dict[str, Any], request: Request) -> bool:
-    """Enumerates every (rule, pattern) pair instead of filtering: written apart from the engine, on the raw fields."""
-
-    def touches(rule: dict[str, Any], column: str | None, *, ignore_case: bool) -> bool:
-        fold = str.lower if ignore_case else str
-        members = {
-            name for role, body in policy["roles"].items() if rule["role"] in (role, "*") for name in body["members"]
-        }
-        if rule["role"] != "*" and request.principal not in members:
-            return False
-        if request.action not in rule["actions"]:
-            return False
-        for dataset, pattern, purpose in product(rule["datasets"], rule["columns"], rule["purposes"]):
-            fits = column is not None and fnmatch.fnmatchcase(fold(column), fold(pattern))
-            if (
-                (fits or (column is None and pattern == "*"))
-                and fnmatch.fnmatchcase(fold(request.dataset), fold(dataset))
-                and fnmatch.fnmatchcase(fold(request.purpose), fold(purpose))
-            ):
-                return True
-        return False
-
-    for column in request.columns or (None,):
-        if any(touches(rule, column, ignore_case=True) for rule in policy["denials"]):
-            return False
-        for rule in policy["grants"]:
-            limit = rule.get("conditions", {}).get("max_epsilon")
-            met = limit is None or (request.epsilon is not None and request.epsilon <= limit)
-            if met and touches(rule, column, ignore_case=False):
-                break
-        else:
-            return False
-    return True
-
-
-@settings(max_examples=400, deadline=None)
-@given(
-    grants=rules("grant"),
-    denials=rules("denial"),
-    request=st.builds(
-        Request,
-        principal=st.sampled_from(["p", "q", "x"]),
-        action=st.sampled_from(ACTIONS),
-        dataset=NAMES,
-        columns=st.lists(NAMES, max_size=3).map(tuple),
-        purpose=NAMES,
-        epsilon=st.sampled_from([None, 0.5, 2.0]),
-    ),
-)
-def test_decisions_equal_a_brute_force_evaluation(
-    grants: list[dict[str, Any]], denials: list[dict[str, Any]], request: Request
-) -> None:
-    fields = {
-        "version": 1,
-        "roles": {"r1": {"members": ["p", "q"]}, "r2": {"members": ["q"]}},
-        "grants": grants,
-        "denials": denials,
-    }
-    assert Policy.parse(fields, place="random").decide(request).allow == brute_force(fields, request)
