@@ -12,6 +12,7 @@ from lepton_airflow.errors import InvalidData
 
 #: Beyond this an integer is not exact as a JSON number (RFC 8785 section 3.2.2.3, I-JSON).
 _LARGEST_EXACT_INTEGER = 2**53 - 1
+_DEEPEST = 20
 
 
 def canonical_json(value: Any) -> bytes:
@@ -19,6 +20,9 @@ def canonical_json(value: Any) -> bytes:
 
     :raises InvalidData: the value has no canonical form (NaN, an integer beyond 2^53, a type that is not JSON)
     """
+    if _is_plain(value):
+        # The same bytes, several times faster: every event that is written or verified comes through here.
+        return _plain_encoder.encode(value).encode()
     try:
         return rfc8785.dumps(value)
     except (rfc8785.CanonicalizationError, RecursionError) as error:
@@ -51,6 +55,28 @@ def parse_canonical(data: bytes) -> Any:
 def digest(value: Any) -> str:
     """``sha256:<hex>`` of the canonical bytes of ``value``."""
     return f"sha256:{hashlib.sha256(canonical_json(value)).hexdigest()}"
+
+
+_plain_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False)
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether the standard library writes ``value`` as RFC 8785 does: ASCII strings, exact integers, no floats.
+
+    Other strings may sort in another order, and floats are written in another form.
+    """
+    kind = type(value)
+    if kind is str:
+        return bool(value.isascii())
+    if value is None or kind is bool:
+        return True
+    if kind is int:
+        return -_LARGEST_EXACT_INTEGER <= value <= _LARGEST_EXACT_INTEGER
+    if depth > _DEEPEST:
+        return False
+    if kind is dict:
+        return all(type(key) is str and key.isascii() and _is_plain(item, depth + 1) for key, item in value.items())
+    return kind is list and all(_is_plain(item, depth + 1) for item in value)
 
 
 def _integer(digits: str) -> int | float:

@@ -19,6 +19,7 @@ from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from lepton_airflow.audit.roles import ROLES, grant_roles
 from lepton_airflow.errors import (
     AuditTampered,
     AuditUnavailable,
@@ -35,7 +36,9 @@ VERSION_TABLE = "lepton_schema_version"
 _TIMEOUT_SECONDS = 10
 _READING = "lepton_reading"
 _RETRYABLE_STATES = ("40001", "40P01")  # PostgreSQL: serialization_failure, deadlock_detected
+_NOT_PERMITTED = "42501"  # PostgreSQL: insufficient_privilege
 _NOT_TEXT = "Could not decode"  # how sqlite3's message about a text that is not UTF-8 begins
+_LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "::1")
 _MIGRATION_LOCK = 0x6C6570746F6E00  # an arbitrary constant: "lepton" in hex
 
 row_id = sql.BigInteger().with_variant(sql.Integer(), "sqlite")
@@ -67,6 +70,29 @@ checkpoint_table = sql.Table(
     sql.Column("tree_size", sql.BigInteger, primary_key=True, autoincrement=False),
     sql.Column("note", sql.Text, nullable=False),
     sql.Column("frontier", sql.LargeBinary, nullable=False),
+)
+
+#: Hashes of complete subtrees of the log, 2**level leaves each, so that proofs need not read the whole log. Nothing rests
+#: on them: what is made of them is held against a signed root.
+node_table = sql.Table(
+    "lepton_audit_node",
+    metadata,
+    sql.Column("level", sql.Integer, primary_key=True, autoincrement=False),
+    sql.Column("position", sql.BigInteger, primary_key=True, autoincrement=False),
+    sql.Column("hash", sql.LargeBinary, nullable=False),
+)
+
+#: Ranges of leaves, ``first`` up to and without ``stop``, whose payloads were moved to an archive; their hashes are still here.
+archive_table = sql.Table(
+    "lepton_audit_archive",
+    metadata,
+    sql.Column("first", sql.BigInteger, primary_key=True, autoincrement=False),
+    sql.Column("stop", sql.BigInteger, nullable=False),
+    sql.Column("location", sql.Text, nullable=False),
+    sql.Column("digest", sql.Text, nullable=False),
+    sql.Column("event_id", sql.String(36), nullable=False),
+    sql.Column("archived_at", sql.Text, nullable=False),
+    sql.CheckConstraint("first < stop", name="lepton_audit_archive_range"),
 )
 
 #: The result channel: the last outcome of every run key.
@@ -106,11 +132,11 @@ def connect(settings: Settings, *, check_schema: bool = True) -> sql.Engine:
         sql.event.listen(engine, "connect", _configure_sqlite)
         sql.event.listen(engine, "begin", _begin_sqlite)
     else:
-        engine = _postgresql_engine(url)
+        engine = _postgresql_engine(url, roles=(settings.audit_writer_role, settings.audit_sealer_role))
 
     def typed(context: ExceptionContext) -> BaseException | None:
         # A ping's failure is the pool's own business: it opens a new connection.
-        return None if context.is_pre_ping else _typed_error(context.original_exception, place)
+        return None if context.is_pre_ping else typed_error(context.original_exception, place)
 
     sql.event.listen(engine, "handle_error", typed)
     if check_schema:
@@ -131,6 +157,8 @@ def reading(engine: sql.Engine) -> Iterator[sql.Connection]:
 def migrate(engine: sql.Engine) -> None:
     """Bring the schema to this package's version; safe to call from several processes at once.
 
+    On PostgreSQL the roles of the settings get their rights (see :mod:`lepton_airflow.audit.roles`).
+
     :raises AuditUnavailable: the database cannot be reached
     """
     from alembic import command
@@ -141,6 +169,7 @@ def migrate(engine: sql.Engine) -> None:
             connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        grant_roles(connection)
 
 
 def _checked_url(settings: Settings) -> URL:
@@ -160,6 +189,7 @@ def _checked_url(settings: Settings) -> URL:
         raise refused("The URL of the audit database holds a password.")
     backend = url.get_backend_name()
     if backend == "postgresql":
+        _require_verified_server(url, settings)
         return url.set(drivername="postgresql+psycopg", password=os.environ.get(DATABASE_PASSWORD_VARIABLE))
     if backend != "sqlite":
         raise refused("The audit database must be SQLite or PostgreSQL.")
@@ -168,12 +198,35 @@ def _checked_url(settings: Settings) -> URL:
     return url.set(drivername="sqlite+pysqlite")
 
 
-def _postgresql_engine(url: URL) -> sql.Engine:
+def _require_verified_server(url: URL, settings: Settings) -> None:
+    """Refuse a server on another machine whose certificate would not be checked against its name."""
+    named = [url.host, *_parameter(url, "host"), *_parameter(url, "hostaddr")]
+    hosts = [host for names in named if names for host in names.split(",")] or [os.environ.get("PGHOST", "")]
+    if _parameter(url, "service"):
+        hosts.append("the service's host")
+    remote = [host for host in hosts if host not in _LOCAL_HOSTS and not host.startswith(("/", "@"))]
+    mode = (*_parameter(url, "sslmode"), os.environ.get("PGSSLMODE", ""))[0]
+    if remote and mode != "verify-full" and not settings.allow_unverified_database:
+        raise ConfigurationError(
+            f"The connection to {', '.join(remote)} does not verify the server (sslmode is {mode or 'not set'}).",
+            place="settings: audit_database",
+            remedy="Add ?sslmode=verify-full&sslrootcert=<authority's certificate> to the URL; or, knowing that another"
+            " machine could then take the server's place, set `allow_unverified_database: true`.",
+        )
+
+
+def _parameter(url: URL, name: str) -> tuple[str, ...]:
+    value = url.query.get(name, ())
+    return (value,) if isinstance(value, str) else value
+
+
+def _postgresql_engine(url: URL, *, roles: tuple[str, str]) -> sql.Engine:
     try:
         return sql.create_engine(
             url,
             hide_parameters=True,
             pool_pre_ping=True,
+            execution_options={ROLES: roles},
             connect_args={
                 "connect_timeout": _TIMEOUT_SECONDS,
                 "tcp_user_timeout": 3 * _TIMEOUT_SECONDS * 1000,
@@ -204,7 +257,7 @@ def _begin_sqlite(connection: sql.Connection) -> None:
     connection.exec_driver_sql("BEGIN" if reading_only else "BEGIN IMMEDIATE")
 
 
-def _typed_error(error: BaseException, place: str) -> LeptonError | None:
+def typed_error(error: BaseException, place: str) -> LeptonError | None:
     """What a driver's error means to a caller; None for those that stay what they are (a broken constraint, a bug)."""
     names = {cls.__name__ for cls in type(error).__mro__}
     if isinstance(error, (sqlite3.Error, UnicodeDecodeError)):
@@ -222,6 +275,8 @@ def _typed_error(error: BaseException, place: str) -> LeptonError | None:
         if state in _RETRYABLE_STATES:
             return None
         reason = f"SQLSTATE {state}" if state else str(error).partition("\n")[0]
+        if state == _NOT_PERMITTED:
+            names.add("OperationalError")  # psycopg calls it a mistake of the program
     if not names & {"OperationalError", "InterfaceError"}:
         return None
     return AuditUnavailable(

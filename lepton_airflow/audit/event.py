@@ -13,7 +13,7 @@ each data row. Its leaf in the log is the canonical JSON of schema ``lepton.audi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from lepton_airflow.errors import InvalidData
@@ -87,15 +87,18 @@ class Event:
 
 
 def leaf_fields(
-    event: Event, *, actor: Actor, run_key: str, producer: Mapping[str, Any], event_id: str, time: str
+    event: Event, *, actor: Mapping[str, Any], run_key: str, producer: Mapping[str, Any], event_id: str, time: str
 ) -> dict[str, Any]:
-    """The whole leaf of ``event``, ready for `canonical_json`."""
+    """The whole leaf of ``event``, ready for `canonical_json`.
+
+    :param actor: the fields of the :class:`Actor`
+    """
     return {
         "schema": SCHEMA,
         "event_id": event_id,
         "time": time,
         "producer": dict(producer),
         "run_key": run_key,
-        "actor": asdict(actor),
+        "actor": dict(actor),
         **event.fields(),
     }

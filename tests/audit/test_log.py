@@ -8,7 +8,6 @@ import threading
 import uuid
 from typing import Any
 
-import psycopg
 import pytest
 import sqlalchemy as sql
 
@@ -157,26 +156,112 @@ def test_a_locked_database_fails_closed_after_a_bounded_wait(
     blocker.close()
 
 
-def test_an_event_whose_commit_was_reported_lost_but_was_not_keeps_its_number(engine: sql.Engine) -> None:
-    """The connection breaks after the server has committed and before the client hears of it."""
+def test_an_event_whose_commit_was_reported_lost_but_was_not_keeps_its_number(sqlite_engine: sql.Engine) -> None:
+    """The connection breaks after the database has committed and before the client hears of it."""
+    engine = sqlite_engine
     log = open_log(engine)
-    broken: type[Exception] = sqlite3.OperationalError if engine.dialect.name == "sqlite" else psycopg.OperationalError
 
     def commit_and_break(connection: sql.Connection) -> None:
         connection.connection.dbapi_connection.execute("COMMIT")  # type: ignore[union-attr]
-        raise broken("the connection is gone")
+        raise sqlite3.OperationalError("the connection is gone")
 
     log.append(note())
     sql.event.listen(engine, "commit", commit_and_break)
-    with pytest.raises(broken):
+    with pytest.raises(sqlite3.OperationalError):
         log.append(note(details={"which": "lost"}))
     sql.event.remove(engine, "commit", commit_and_break)
     log.append(note(details={"which": "next"}))
     log.close()
+    check_that_nothing_was_lost_or_repeated(engine)
+
+
+@pytest.mark.parametrize("breaks", [1, 2], ids=["once", "and again when it is tried again"])
+def test_on_postgresql_too(postgresql_engine: sql.Engine, monkeypatch: pytest.MonkeyPatch, breaks: int) -> None:
+    log = open_log(postgresql_engine)
+    log.append(note())
+    inserter: Any = log._inserter
+    insert, left = inserter._execute, [breaks]
+
+    def insert_and_break(rows: Any) -> None:
+        try:
+            insert(rows)
+        finally:
+            if left[0]:
+                left[0] -= 1
+                raise AuditUnavailable("The connection is gone.", place="here", remedy="")
+
+    monkeypatch.setattr(inserter, "_execute", insert_and_break)
+    if breaks == 1:
+        log.append(note(details={"which": "lost"}))
+    else:
+        with pytest.raises(AuditUnavailable):
+            log.append(note(details={"which": "lost"}))
+    log.append_all([note(details={"which": "next"})])
+    log.close()
+    check_that_nothing_was_lost_or_repeated(postgresql_engine)
+
+
+def check_that_nothing_was_lost_or_repeated(engine: sql.Engine) -> None:
     leaves = [json.loads(row.payload) for row in rows(engine)]
     assert [leaf["details"].get("which") for leaf in leaves] == [None, "lost", "next", None]
     assert [leaf["producer"]["sequence"] for leaf in leaves] == [0, 1, 2, 3]
     assert leaves[2]["producer"]["previous"] == rows(engine)[1].leaf_hash.hex()
+
+
+def test_several_events_are_committed_together_numbered_and_chained(engine: sql.Engine) -> None:
+    log = open_log(engine)
+    log.append(note())
+    ids = log.append_all([note(counts={"number": number}) for number in range(250)])
+    assert log.append_all([]) == []
+    log.close()
+    stored = rows(engine)
+    leaves = [json.loads(row.payload) for row in stored]
+    assert [row.event_id for row in stored][1:-1] == ids
+    assert [leaf["producer"]["sequence"] for leaf in leaves] == list(range(252))
+    assert [leaf["producer"]["previous"] for leaf in leaves[1:]] == [row.leaf_hash.hex() for row in stored[:-1]]
+    assert leaves[-1]["counts"] == {"events": 251}
+
+
+def test_of_several_events_all_are_committed_or_none(engine: sql.Engine) -> None:
+    log = open_log(engine)
+    log.append(note())
+    producer = uuid.UUID(json.loads(rows(engine)[0].payload)["producer"]["id"])
+    with engine.begin() as connection:
+        stolen = {"event_id": event_id_of(producer, 3), "payload": "{}", "leaf_hash": leaf_hash(b"{}")}
+        connection.execute(leaf_table.insert().values(stolen))
+    with pytest.raises(AuditUnavailable, match="refuses the event"):
+        log.append_all([note(), note(), note()])
+    assert len(rows(engine)) == 2
+    log.append(note())
+    assert json.loads(rows(engine)[2].payload)["producer"]["sequence"] == 1
+
+
+def test_an_event_that_another_rule_of_the_database_forbids_is_a_typed_error(engine: sql.Engine) -> None:
+    log = open_log(engine)
+    log.append(note())
+    with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql(
+                "CREATE TRIGGER full BEFORE INSERT ON lepton_audit_leaf BEGIN SELECT RAISE(ABORT, 'no'); END"
+            )
+        else:
+            connection.exec_driver_sql("ALTER TABLE lepton_audit_leaf ADD CHECK (false) NOT VALID")
+    with pytest.raises(AuditUnavailable, match="refuses the event"):
+        log.append(note())
+    assert len(rows(engine)) == 1
+
+
+def test_a_writer_that_is_stopped_in_line_keeps_others_waiting_only_so_long(
+    sqlite_engine: sql.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lepton_airflow.audit import writing
+
+    log = open_log(sqlite_engine)
+    monkeypatch.setattr(writing, "_PATIENCE_SECONDS", 0.05)
+    with writing.in_line(sqlite_engine), pytest.raises(AuditUnavailable, match="Other writers"):
+        log.append(note())
+    log.append(note())
+    assert len(rows(sqlite_engine)) == 1
 
 
 def test_a_number_that_somebody_else_has_taken_is_not_taken_over(engine: sql.Engine) -> None:
