@@ -49,7 +49,8 @@ def half_width_of_sum(terms: Terms, confidence: float) -> int:
         (abs(Fraction(coefficient)) * times * mechanism.half_width(each) for mechanism, coefficient, times in terms),
         Fraction(0),
     )
-    return math.ceil(min(union, chernoff(terms, (1 - confidence) / 2)))
+    together = chernoff(terms, (1 - confidence) / 2)
+    return math.ceil(union) if together >= union else math.ceil(together)
 
 
 def chernoff(terms: Terms, probability: float) -> float:
