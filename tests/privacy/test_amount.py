@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lepton_airflow.privacy.amount import amount_text, exact_decimal
+from lepton_airflow.privacy.amount import amount_text, exact_decimal, round_up
 
 
 @pytest.mark.parametrize("written", ["0.5", "0.50", 0.5, Decimal("0.500"), "5e-1", ".5"])
@@ -38,3 +38,11 @@ def test_a_decimal_is_written_without_exponent_or_fraction(amount: Decimal) -> N
     assert "/" not in text
     assert "E" not in text
     assert Decimal(text) == amount
+
+
+@given(st.fractions(min_value=0, max_value=10**9))
+def test_costs_are_rounded_up_by_less_than_a_millionth(amount: Fraction) -> None:
+    rounded = round_up(amount)
+    assert 0 <= rounded - amount < Fraction(1, 10**6)
+    assert rounded * 10**6 == int(rounded * 10**6)
+    assert round_up(rounded) == rounded

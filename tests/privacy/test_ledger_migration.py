@@ -17,6 +17,7 @@ from lepton_airflow.privacy.records import LAPLACE, MechanismEvent
 from lepton_airflow.settings import Settings
 
 DATASET, UNIT = "clinic.visits", "patient_id"
+DRAWN_BEFORE = """'{"schema": "lepton.draw/1", "vectors": {"rows": [7]}}'"""
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -36,11 +37,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sql.Engine]:
             "VALUES ('clinic.visits', 'patient_id', '2', '0', 'officer', '2026-10-01')"
         )
         for state in ("reserved", "drawn", "published", "released"):
-            numbers = (
-                """'{"schema": "lepton.draw/1", "vectors": {"rows": [7]}}'"""
-                if state[-1] + state[0] in ("nd", "dp")
-                else "NULL"
-            )
+            numbers = DRAWN_BEFORE if state in ("drawn", "published") else "NULL"
             connection.exec_driver_sql(
                 "INSERT INTO lepton_release "
                 "(run_key, budget_id, spec_digest, state, epsilon, delta, principal, reserved_at, result) "
