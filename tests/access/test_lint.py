@@ -1,0 +1,225 @@
+"""The lint: every kind of finding where it belongs, and none where it does not."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lepton_airflow.access.lint import SealedKeyset, lint
+from lepton_airflow.access.policy import Policy, Request
+
+GRANT: dict[str, Any] = {
+    "id": "read",
+    "role": "billing",
+    "actions": ["decrypt"],
+    "datasets": ["clinic.*"],
+    "columns": ["email", "phone"],
+    "purposes": ["billing"],
+}
+DENIAL = {**GRANT, "id": "no", "role": "*"}
+RELEASE = {**GRANT, "id": "numbers", "actions": ["release"]}
+ROLES = {"billing": {"members": ["ann", "bob"]}, "clerks": {"members": ["ann"]}, "nobody": {"members": []}}
+
+
+def found(
+    grants: list[dict[str, Any]], denials: list[dict[str, Any]] | None = None, *keysets: SealedKeyset, **roles: Any
+) -> list[tuple[str, str, str]]:
+    used = {rule["role"] for rule in (*grants, *(denials or []))}
+    fields = {
+        "version": 1,
+        "roles": {name: role for name, role in ROLES.items() if name in used} | roles,
+        "grants": grants,
+        "denials": denials or [],
+    }
+    findings = lint(Policy.parse(fields, place="test"), keysets=keysets, at=datetime(2026, 11, 24, tzinfo=UTC))
+    assert all(
+        (finding.text.endswith(".") and finding.remedy.endswith(".")) or "=" in finding.remedy for finding in findings
+    )
+    return [(finding.rule, finding.severity, finding.kind) for finding in findings]
+
+
+def test_a_policy_without_mistakes_has_no_findings() -> None:
+    assert (
+        found(
+            [GRANT, {**GRANT, "id": "other", "columns": ["name"]}],
+            [{**DENIAL, "columns": ["name"], "datasets": ["lab"]}],
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    "denial",
+    [
+        {},
+        {"columns": ["*"]},
+        {"columns": ["EMAIL", "Phone"]},
+        {"datasets": ["*"], "purposes": ["bill*"], "actions": ["decrypt", "train"]},
+        {"role": "billing"},
+    ],
+)
+def test_a_grant_that_denials_cover_is_unreachable(denial: dict[str, Any]) -> None:
+    assert found([GRANT], [{**DENIAL, **denial}]) == [("read", "error", "unreachable-grant")]
+
+
+def test_several_denials_can_cover_a_grant_together() -> None:
+    one, other = ({**DENIAL, "id": column, "columns": [column]} for column in ("email", "phone"))
+    assert found([GRANT], [one, other]) == [("read", "error", "unreachable-grant")]
+
+
+@pytest.mark.parametrize(
+    "denial",
+    [
+        {"datasets": ["clinic.visits"]},
+        {"purposes": ["research"]},
+        {"actions": ["train"]},
+        {"columns": ["name"]},
+    ],
+)
+def test_a_grant_of_which_something_is_left_is_reachable(denial: dict[str, Any]) -> None:
+    assert found([GRANT], [{**DENIAL, **denial}]) == []
+
+
+@pytest.mark.parametrize(
+    ("denial", "part"),
+    [({"columns": ["email"]}, "columns, 'email'"), ({"role": "clerks"}, "members, 'ann'")],
+)
+def test_a_part_of_a_grant_that_is_always_denied_is_named(denial: dict[str, Any], part: str) -> None:
+    fields = {"version": 1, "roles": ROLES, "grants": [GRANT], "denials": [{**DENIAL, **denial}]}
+    texts = [one.text for one in lint(Policy.parse(fields, place="")) if one.kind == "dead-part"]
+    assert len(texts) == 1
+    assert part in texts[0]
+    assert "denied by no" in texts[0]
+
+
+def test_the_dataset_as_a_whole_is_left_by_denials_of_columns() -> None:
+    assert found([{**GRANT, "columns": ["*"]}], [{**DENIAL, "columns": ["**"]}]) == []
+    assert found([{**GRANT, "columns": ["*"]}], [{**DENIAL, "columns": ["*"]}])[0][2] == "unreachable-grant"
+
+
+def test_roles_without_members_or_rules() -> None:
+    assert found([{**GRANT, "role": "nobody"}]) == [("role nobody", "warning", "empty-role")]
+    assert found([GRANT], idle={"members": ["x"]}) == [("role idle", "warning", "unused-role")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"columns": ["email", "e*"]}, "redundant-pattern"),
+        ({"columns": ["email", "email"]}, "redundant-pattern"),
+        ({"datasets": ["clinic.*", "clinic.visits"]}, "redundant-pattern"),
+        ({"purposes": ["billing", "*"]}, "redundant-pattern"),
+        ({"columns": ["email", "[z-a]"]}, "impossible-pattern"),
+    ],
+)
+def test_patterns_that_add_nothing(changes: dict[str, Any], kind: str) -> None:
+    [(rule, _, named)] = found([{**GRANT, **changes}])
+    assert (rule, named) == ("read", kind)
+
+
+def test_the_star_of_columns_is_more_than_other_patterns_of_every_name() -> None:
+    assert found([{**GRANT, "columns": ["*", "**"]}]) == [("read", "warning", "redundant-pattern")]
+    assert found([{**GRANT, "columns": ["**", "*"]}]) == [("read", "warning", "redundant-pattern")]
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "contained"),
+    [
+        ({}, {}, True),
+        ({"columns": ["email"]}, {}, True),
+        ({"datasets": ["clinic.visits"]}, {"actions": ["decrypt", "train"]}, True),
+        ({"role": "clerks"}, {}, True),
+        ({}, {"role": "clerks"}, False),
+        ({"columns": ["*"]}, {"columns": ["**"]}, False),
+        ({"conditions": {"environments": ["a"]}}, {"conditions": {"environments": ["a", "b"]}}, True),
+        ({"conditions": {"environments": ["a"]}}, {"conditions": {"environments": ["b"]}}, False),
+        ({}, {"conditions": {"environments": ["a"]}}, False),
+        ({**RELEASE, "conditions": {"max_epsilon": 1.0}}, {**RELEASE, "conditions": {"max_epsilon": 2.0}}, True),
+        ({**RELEASE, "conditions": {"approval": "required"}}, {**RELEASE}, True),
+        ({**RELEASE}, {**RELEASE, "conditions": {"approval": "required"}}, False),
+        ({"conditions": {"time": {"zone": "UTC", "days": ["monday"]}}}, {}, True),
+    ],
+)
+def test_a_grant_that_another_contains(inner: dict[str, Any], outer: dict[str, Any], contained: bool) -> None:
+    findings = found([{**GRANT, **outer, "id": "outer"}, {**GRANT, **inner, "id": "inner"}])
+    assert (("inner", "warning", "contained-rule") in findings) is contained
+
+
+def test_of_two_that_are_the_same_only_the_later_is_reported() -> None:
+    assert found([GRANT, {**GRANT, "id": "again"}]) == [("again", "warning", "contained-rule")]
+    assert found([], [DENIAL, {**DENIAL, "id": "less", "role": "billing"}]) == [("less", "warning", "contained-rule")]
+
+
+def test_a_grant_that_has_ended() -> None:
+    ended, ends = ({"time": {"zone": "UTC", "not_after": day}} for day in ("2026-11-23", "2026-11-24"))
+    assert found([{**GRANT, "conditions": ended}]) == [("read", "warning", "expired-grant")]
+    assert found([{**GRANT, "conditions": ends}]) == []
+
+
+def keyset(*holders: str, datasets: tuple[str, ...] = ("clinic.visits",), partly: tuple[str, ...] = ()) -> SealedKeyset:
+    return SealedKeyset("clinic", frozenset(holders) | frozenset(partly), frozenset(holders), datasets)
+
+
+def test_grants_and_keys_that_fit_have_no_findings() -> None:
+    assert found([GRANT], [], keyset("ann", "bob")) == []
+    assert found([RELEASE], [], keyset()) == []
+    assert found([GRANT], [], keyset(datasets=("lab.*",))) == []
+
+
+@pytest.mark.parametrize(
+    ("sealed", "severity"),
+    [(keyset(), "error"), (keyset("ann"), "warning"), (keyset("ann", partly=("bob",)), "warning")],
+)
+def test_a_grant_broader_than_the_keys(sealed: SealedKeyset, severity: str) -> None:
+    assert found([GRANT], [], sealed) == [("read", severity, "grant-without-key")]
+
+
+def test_a_key_of_somebody_to_whom_nothing_is_granted() -> None:
+    key = ("keyset clinic", "warning", "key-without-grant")
+    assert found([GRANT], [], keyset("ann", "bob", "eve")) == [key]
+    assert found([{**GRANT, "role": "clerks"}], [], keyset("ann", partly=("eve",))) == [key]
+    # What is granted and always denied is not granted.
+    assert key in found([GRANT], [{**DENIAL, "columns": ["*"]}], keyset("ann"))
+
+
+def test_a_keyset_of_unknown_datasets_is_said_to_be_unchecked() -> None:
+    assert found([GRANT], [], keyset("eve", datasets=())) == [("keyset clinic", "warning", "unmapped-keyset")]
+
+
+NAMES = ["a", "b", "ab", "A"]
+SOME = st.lists(st.sampled_from(["a", "b", "*", "a*", "?b", "A", "[ab]"]), min_size=1, max_size=2)
+RULE = {
+    "role": st.just("r"),
+    "actions": st.just(["decrypt"]),
+    **dict.fromkeys(("datasets", "columns", "purposes"), SOME),
+}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    grants=st.lists(st.fixed_dictionaries(RULE), min_size=1, max_size=3),
+    denials=st.lists(st.fixed_dictionaries(RULE), max_size=2),
+)
+def test_removing_a_grant_that_is_unreachable_or_contained_changes_no_decision(
+    grants: list[dict[str, Any]], denials: list[dict[str, Any]]
+) -> None:
+    fields = {
+        "version": 1,
+        "roles": {"r": {"members": ["p"]}},
+        "grants": [{"id": f"g{number}", **rule} for number, rule in enumerate(grants)],
+        "denials": [{"id": f"d{number}", **rule} for number, rule in enumerate(denials)],
+    }
+    policy = Policy.parse(fields, place="")
+    idle = {one.rule for one in lint(policy) if one.kind in ("unreachable-grant", "contained-rule")}
+    without = Policy.parse(
+        {**fields, "grants": [rule for rule in fields["grants"] if rule["id"] not in idle]}, place=""
+    )
+    for dataset in NAMES:
+        for purpose in NAMES:
+            for columns in ((), *((name,) for name in NAMES)):
+                request = Request("p", "decrypt", dataset, columns, purpose)
+                assert policy.decide(request).allow == without.decide(request).allow
