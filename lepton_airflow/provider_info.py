@@ -24,6 +24,7 @@ def get_provider_info() -> dict[str, Any]:
                     "lepton_airflow.operators.decrypt",
                     "lepton_airflow.operators.rotate",
                     "lepton_airflow.operators.release",
+                    "lepton_airflow.operators.publish",
                     "lepton_airflow.operators.retrain",
                     "lepton_airflow.operators.audit",
                 ],

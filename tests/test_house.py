@@ -27,6 +27,7 @@ def test_importing_every_operator_imports_no_engine() -> None:
             "lepton_airflow.operators.decrypt",
             "lepton_airflow.operators.rotate",
             "lepton_airflow.operators.release",
+            "lepton_airflow.operators.publish",
             "lepton_airflow.operators.retrain",
             "lepton_airflow.operators.audit",
             "lepton_airflow.provider_info",

@@ -13,6 +13,7 @@ from lepton_airflow.operators.audit import SealAuditOperator, VerifyAuditOperato
 from lepton_airflow.operators.base import LeptonOperator, LeptonSparkOperator, job_script
 from lepton_airflow.operators.decrypt import DecryptColumnsOperator
 from lepton_airflow.operators.encrypt import EncryptColumnsOperator
+from lepton_airflow.operators.publish import PublishReleaseOperator
 from lepton_airflow.operators.release import ReleaseAggregatesOperator
 from lepton_airflow.operators.retrain import RetrainModelOperator
 from lepton_airflow.operators.rotate import RotateKeysOperator
@@ -63,7 +64,7 @@ def test_the_script_of_every_job_is_found() -> None:
 
 def test_the_provider_names_every_operator_module() -> None:
     listed = get_provider_info()["operators"][0]["python-modules"]
-    assert {operator.__module__ for operator in (*OPERATORS, SealAuditOperator)} == set(listed)
+    assert {operator.__module__ for operator in (*OPERATORS, PublishReleaseOperator, SealAuditOperator)} == set(listed)
 
 
 def test_an_argument_that_is_no_json_is_named() -> None:
