@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pyarrow as pa
@@ -29,9 +30,10 @@ from lepton_airflow.privacy.design import Key, ReleaseDesign
 from lepton_airflow.privacy.groups import GROUP_TYPES, declared_keys
 from lepton_airflow.privacy.plan import ReleasePlan
 from lepton_airflow.privacy.scatter import PrivateKeys, PublicKeys, Scatter
-from lepton_airflow.privacy.totals import Aggregates, Merge, PartitionTotals, packed, unpacked
+from lepton_airflow.privacy.totals import Aggregates, Merge, PartitionTotals, Total, packed, unpacked
 
 if TYPE_CHECKING:
+    from pyspark import RDD
     from pyspark.sql import DataFrame, SparkSession
 
 Batches = Iterator[pa.RecordBatch]
@@ -43,9 +45,6 @@ _UNIT_BYTES, _COLUMN_BYTES = 16, 4
 _MOST_PARTITIONS = 1 << 16
 #: Totals that the driver takes from all partitions together; more are summed on the workers first.
 _COLLECTED = 1 << 22
-
-_MESSAGES = "partition int, message binary"
-_TOTALS = "bucket int, grouping int, message binary"
 
 
 class Reveal(Protocol):
@@ -122,10 +121,11 @@ def aggregate(
     :raises InvalidData: the unit column was encrypted under several keys, so that one unit can have several ciphertexts
     :raises Exception: as Spark wraps it, with a :class:`LeptonError` on the wire inside
     """
+    context = spark_session.sparkContext
     grouped = [name for grouping in plan.groupings for name in grouping.by]
     names = list(dict.fromkeys([unit, *grouped, *(measure.column for measure in plan.measures)]))
-    read = T.StructType([source.schema[name] for name in names])
-    schema = read if reveal is None else reveal.schema(read)
+    stored = T.StructType([source.schema[name] for name in names])
+    schema = stored if reveal is None else reveal.schema(stored)
     groupings = tuple(
         PrivateKeys(grouping.by)
         if own is None
@@ -135,8 +135,8 @@ def aggregate(
     if partitions is None:
         rows = source.rows if isinstance(source, ParquetTable) else source.select(_column(unit)).count()
         size = _UNIT_BYTES + _COLUMN_BYTES * (len(groupings) + len(plan.measures))
-        parallelism = spark_session.sparkContext.defaultParallelism
-        partitions = min(max(math.ceil(rows * size / _PARTITION_BYTES), parallelism), _MOST_PARTITIONS)
+        needed = math.ceil(rows * size / _PARTITION_BYTES)
+        partitions = min(max(needed, context.defaultParallelism), _MOST_PARTITIONS)
     hashed = SaltedHash(salt)
     scatter = Scatter(
         unit=unit,
@@ -147,19 +147,6 @@ def aggregate(
         partitions=partitions,
         reveal=reveal,
     )
-    if isinstance(source, ParquetTable):
-        tasks = plan_tasks(source.row_groups, parallelism=spark_session.sparkContext.defaultParallelism)
-        rows_of = _Reading(source, tasks, names, schema)
-        # Each Spark task gets one number, and reads the row groups that go by it.
-        frame = spark_session.range(0, len(tasks), 1, max(len(tasks), 1))
-        messages = frame.mapInArrow(
-            _in_workers(lambda numbers: _scattered(scatter, rows_of(numbers)), dataset), _MESSAGES
-        )
-    else:
-        # Spark looks columns up by name, and does not cope with dots and quotes in them.
-        frame = source.select(*(F.col(_column(name)).alias(f"column{place}") for place, name in enumerate(names)))
-        named = _in_workers(lambda batches: _scattered(scatter, _named(batches, names)), dataset)
-        messages = frame.mapInArrow(named, _MESSAGES)
     public = plan.width * sum(len(grouping.keys) for grouping in groupings if isinstance(grouping, PublicKeys))
     large = public * partitions > _COLLECTED
     merged = large or any(isinstance(grouping, PrivateKeys) for grouping in groupings)
@@ -170,21 +157,72 @@ def aggregate(
         unit_is_encrypted=unit_is_encrypted,
         buckets=tuple(partitions if large or isinstance(grouping, PrivateKeys) else 1 for grouping in groupings),
     )
-    bounded = _in_workers(lambda rows: _bounded(work, rows), dataset)
-    totals = messages.repartitionById(partitions, "partition").mapInArrow(bounded, _TOTALS)
+    if isinstance(source, ParquetTable):
+        tasks = plan_tasks(source.row_groups, parallelism=context.defaultParallelism)
+        read = context.parallelize(tasks, max(len(tasks), 1))
+        totals = _directly(read, _Reading(source, names, schema), scatter, work, dataset)
+    else:
+        totals = _through_spark(source, names, scatter, work, dataset)
     if merged:
         # Buckets are numbered by grouping, so that what streams to the driver comes grouping by grouping.
-        merge = _in_workers(lambda rows: _merged(Merge(plan=plan, groupings=groupings), rows), dataset)
-        totals = totals.repartitionById(1 + sum(work.buckets), "bucket").mapInArrow(merge, _TOTALS)
-    collected = totals.toLocalIterator() if merged else iter(totals.collect())
+        merge = _in_workers(partial(_merged, Merge(plan=plan, groupings=groupings)), dataset)
+        totals = totals.partitionBy(1 + sum(work.buckets), _itself).mapPartitions(merge)
+    collected = totals.values().toLocalIterator() if merged else iter(totals.values().collect())
     return Aggregates(collected, plan=plan, groupings=groupings, place=f"{dataset}.{unit}")
 
 
-class _Reading:
-    """Reads the columns of a release from the row groups that a task's number stands for. Travels to the workers."""
+def _directly(
+    tasks: RDD[Task], reading: _Reading, scatter: Scatter, work: PartitionTotals, dataset: str
+) -> RDD[tuple[int, Total]]:
+    """The direct road: totals by bucket. No row crosses into the JVM, and no query is planned."""
 
-    def __init__(self, table: ParquetTable, tasks: Sequence[Task], columns: Sequence[str], clear: T.StructType) -> None:
-        self._tasks, self._columns, self._file_keys = tasks, columns, table.file_keys
+    def sent(own: Iterator[Task]) -> Iterator[tuple[int, bytes]]:
+        for task in own:
+            for partition, message in scatter.messages(reading(task)):
+                yield partition, packed(message)
+
+    messages = tasks.mapPartitions(_in_workers(sent, dataset)).partitionBy(scatter.partitions, _itself)
+    return messages.mapPartitions(_in_workers(partial(_bounded, work), dataset))
+
+
+def _through_spark(
+    frame: DataFrame, names: Sequence[str], scatter: Scatter, work: PartitionTotals, dataset: str
+) -> RDD[tuple[int, Total]]:
+    """The DataFrame road: totals by bucket."""
+
+    def sent(batches: Batches) -> Batches:
+        named = (pa.RecordBatch.from_arrays(batch.columns, names=list(names)) for batch in batches)
+        for partition, message in scatter.messages(named):
+            yield _row(partition=partition, message=packed(message))
+
+    def bounded(rows: Batches) -> Batches:
+        messages = (
+            (partition, message.as_buffer())
+            for batch in rows
+            for partition, message in zip(batch["partition"].to_pylist(), batch["message"], strict=True)
+        )
+        for bucket, (grouping, message) in _bounded(work, messages):
+            yield _row(bucket=bucket, grouping=grouping, message=message)
+
+    # Spark looks columns up by name, and does not cope with dots and quotes in them.
+    columns = [F.col(_column(name)).alias(f"column{place}") for place, name in enumerate(names)]
+    messages = frame.select(*columns).mapInArrow(_in_workers(sent, dataset), "partition int, message binary")
+    totals = messages.repartitionById(scatter.partitions, "partition").mapInArrow(
+        _in_workers(bounded, dataset), "bucket int, grouping int, message binary"
+    )
+    return totals.rdd.map(lambda row: (row["bucket"], (row["grouping"], row["message"])))
+
+
+def _row(*, message: bytes, **numbers: int) -> pa.RecordBatch:
+    columns: dict[str, pa.Array] = {name: pa.array([number], pa.int32()) for name, number in numbers.items()}
+    return pa.RecordBatch.from_pydict({**columns, "message": pa.array([message], pa.binary())})
+
+
+class _Reading:
+    """Reads the columns of a release from Parquet files. Travels to the workers."""
+
+    def __init__(self, table: ParquetTable, columns: Sequence[str], clear: T.StructType) -> None:
+        self._columns, self._file_keys = columns, table.file_keys
         # Text repeats itself; but what is decrypted has nothing to do with how it was stored.
         self._dictionaries = [
             name
@@ -192,64 +230,46 @@ class _Reading:
             if isinstance(table.schema[name].dataType, T.StringType) and table.schema[name] == clear[name]
         ]
 
-    def __call__(self, batches: Batches) -> Batches:
-        for number in [number for batch in batches for number in batch.column(0).to_pylist()]:
-            yield from read_batches(
-                self._tasks[number], self._file_keys, columns=self._columns, dictionaries=self._dictionaries
-            )
+    def __call__(self, task: Task) -> Batches:
+        return read_batches(task, self._file_keys, columns=self._columns, dictionaries=self._dictionaries)
 
 
-def _scattered(scatter: Scatter, batches: Batches) -> Batches:
-    for partition, message in scatter.messages(batches):
-        yield _row(partition=partition, message=message)
-
-
-def _named(batches: Batches, names: Sequence[str]) -> Batches:
-    for batch in batches:
-        yield pa.RecordBatch.from_arrays(batch.columns, names=list(names))
-
-
-def _bounded(work: PartitionTotals, rows: Batches) -> Batches:
-    partitions = _gathered(rows, "partition")
-    for number in list(partitions):
+def _bounded(work: PartitionTotals, messages: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Total]]:
+    """The totals of the partitions whose messages are given, by bucket."""
+    partitions: dict[int, list[pa.RecordBatch]] = {}
+    for partition, message in messages:
+        partitions.setdefault(partition, []).append(unpacked(message))
+    for partition in list(partitions):
         # What is done with leaves the memory.
-        for bucket, grouping, message in work.of(partitions.pop(number)):
-            yield _row(bucket=bucket, grouping=grouping, message=message)
+        for bucket, grouping, message in work.of(partitions.pop(partition)):
+            yield bucket, (grouping, packed(message))
 
 
-def _merged(merge: Merge, rows: Batches) -> Batches:
-    buckets = _gathered(rows, "bucket", "grouping")
+def _merged(merge: Merge, totals: Iterable[tuple[int, Total]]) -> Iterator[tuple[int, Total]]:
+    """The sums of the buckets whose totals are given, in the order of buckets."""
+    buckets: dict[tuple[int, int], list[pa.RecordBatch]] = {}
+    for bucket, (grouping, message) in totals:
+        buckets.setdefault((bucket, grouping), []).append(unpacked(message))
     for bucket, grouping in sorted(buckets):
         for message in merge.of(grouping, buckets.pop((bucket, grouping))):
-            yield _row(bucket=bucket, grouping=grouping, message=message)
+            yield bucket, (grouping, packed(message))
 
 
-def _gathered(rows: Batches, *names: str) -> dict[Any, list[pa.RecordBatch]]:
-    """Messages by what is said of them; as Spark's settings are, several partitions can come to one task."""
-    found: dict[Any, list[pa.RecordBatch]] = {}
-    for batch in rows:
-        keys = zip(*(batch[name].to_pylist() for name in names), strict=True)
-        for key, message in zip(keys, batch["message"], strict=True):
-            found.setdefault(key if len(names) > 1 else key[0], []).append(unpacked(message.as_buffer()))
-    return found
-
-
-def _row(*, message: pa.RecordBatch, **numbers: int) -> pa.RecordBatch:
-    columns: dict[str, pa.Array] = {name: pa.array([number], pa.int32()) for name, number in numbers.items()}
-    return pa.RecordBatch.from_pydict({**columns, "message": pa.array([packed(message)], pa.binary())})
-
-
-def _in_workers(work: Callable[[Batches], Batches], place: str) -> Callable[[Batches], Batches]:
+def _in_workers(work: Callable[[Any], Iterator[Any]], place: str) -> Callable[[Any], Iterator[Any]]:
     """``work``, whose errors reach the driver.
 
     :param place: for errors that do not know where they happened
     """
 
-    def guarded(batches: Batches) -> Batches:
+    def guarded(given: Any) -> Iterator[Any]:
         with errors_for_the_driver(place):
-            yield from work(batches)
+            yield from work(given)
 
     return guarded
+
+
+def _itself(number: int) -> int:
+    return number
 
 
 def _column(name: str) -> str:

@@ -15,9 +15,10 @@ apart by the keys; which rows are of one unit and of one group is found by compa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,8 @@ from lepton_airflow.privacy.plan import ROWS, UNITS
 
 Integers = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
+#: Measures, each with the steps or bins of all rows.
+Measured = Sequence[tuple[Measure, NDArray[np.int32]]]
 
 #: Of a row without a value of a measure. Steps and bins are far above it.
 MISSING = np.int32(-(2**31))
@@ -37,6 +40,8 @@ MISSING = np.int32(-(2**31))
 _SHORT = 256
 #: Rows that are hashed at a time, so that they stay in a core's cache.
 _BLOCK = 1 << 15
+#: Rows that are sorted at a time, for the same reason.
+_BUCKET_ROWS = 1 << 16
 #: Bits of the hash in the sort key at least, beyond what the rows of a unit need.
 _SPARE_BITS = 5
 #: Bits of the unit in the sort key, where units are integers that lie far apart.
@@ -61,7 +66,7 @@ class SaltedHash:
 
     @cached_property
     def words(self) -> Hashes:
-        """The table of random words: two for integers, one for offsets, one for lengths, then two for each eight bytes of text."""
+        """Random words: two for integers, one for offsets, one for lengths, then two for each eight bytes of text."""
         seed = b"lepton release salt" + self._salt.to_bytes(16, "big")
         digest = hashlib.shake_256(seed).digest(8 * (4 + _SHORT // 4))
         return np.frombuffer(digest, np.uint64).copy()
@@ -192,7 +197,7 @@ class Units:
             identity, identity.view(np.uint64), max(len(values) - 1, 0).bit_length(), hashed.of_bytes(values)[codes]
         )
 
-    def take(self, rows: Integers) -> Units:
+    def take(self, rows: Integers | slice) -> Units:
         return Units(self.identity[rows], self.code[rows], self.bits, self.hashes[rows])
 
 
@@ -209,18 +214,20 @@ class Groups:
     hashes: Hashes
     texts: pa.Array
 
-    def ranks(self) -> Integers:
-        """The place of each group in the order of the keys."""
-        texts = self.texts.to_pylist()
+    def ranks(self, rows: Integers) -> Integers:
+        """The place of the keys of some rows in the order of keys."""
+        used, own = np.unique(self.index[rows], return_inverse=True)
+        texts = self.texts.take(pa.array(used)).to_pylist()
         ranks = np.empty(len(texts), np.int64)
         ranks[sorted(range(len(texts)), key=texts.__getitem__)] = np.arange(len(texts))
-        return ranks
+        found: Integers = ranks[own]
+        return found
 
 
 def bounded_totals(
     units: Units,
     groups: Groups,
-    measures: Sequence[tuple[Measure, NDArray[np.int32]]],
+    measures: Measured,
     *,
     width: int,
     bounds: ContributionBounds,
@@ -237,9 +244,56 @@ def bounded_totals(
     :param width: columns of a group's totals, see :attr:`ReleasePlan.width`
     :returns: places (group * width + column), rising and all different, and the totals there; those not named are zero
     """
+    # One row for each column of the totals that is not a bin.
+    columns = [UNITS, ROWS]
+    columns += [m.offset + place for m, _ in measures if m.bins is None for place in range(m.width)]
+    scalars = np.zeros((len(columns), len(groups.hashes)), np.int64)
+    places, totals = [], []
+    for some, own, values in _buckets(units, groups, measures):
+        for place, total in _bounded(some, own, values, scalars, width=width, bounds=bounds, hashed=hashed):
+            places.append(place)
+            totals.append(total)
+    row, index = np.nonzero(scalars)
+    places.append(index * width + np.array(columns)[row])
+    totals.append(scalars[row, index])
+    return summed(np.concatenate(places), np.concatenate(totals))
+
+
+def _buckets(units: Units, groups: Groups, measures: Measured) -> Iterator[tuple[Units, Groups, Measured]]:
+    """The rows in buckets, each with all rows of its units and small enough for a core's cache."""
     rows = len(groups.index)
-    if not rows:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
+    count = 1 << max((rows // _BUCKET_ROWS).bit_length(), 0)
+    if count == 1:
+        if rows:
+            yield units, groups, measures
+        return
+    bucket = (units.hashes >> np.uint64(32)).astype(np.uint16) & np.uint16(min(count, 1 << 16) - 1)
+    order = np.argsort(bucket, kind="stable")
+    ends = np.cumsum(np.bincount(bucket, minlength=1))
+    units, index = units.take(order), groups.index[order]
+    measures = [(measure, values[order]) for measure, values in measures]
+    for first, last in pairwise([0, *ends.tolist()]):
+        if last > first:
+            part = slice(first, last)
+            yield (
+                units.take(part),
+                replace(groups, index=index[part]),
+                [(measure, values[part]) for measure, values in measures],
+            )
+
+
+def _bounded(
+    units: Units,
+    groups: Groups,
+    measures: Measured,
+    scalars: Integers,
+    *,
+    width: int,
+    bounds: ContributionBounds,
+    hashed: SaltedHash,
+) -> Iterator[tuple[Integers, Integers]]:
+    """Add what some units contribute to ``scalars``; what they contribute to bins are places and numbers."""
+    rows = len(groups.index)
     pairs = hashed.of_pairs(units.hashes, groups.hashes[groups.index])
     order = _order(units, groups, pairs)
     identity, group = units.identity[order], groups.index[order]
@@ -250,31 +304,21 @@ def bounded_totals(
     first_pair = np.flatnonzero(first_of_unit[starts])
     place_in_unit = np.arange(len(starts)) - np.repeat(first_pair, np.diff(np.append(first_pair, len(starts))))
     kept = place_in_unit < bounds.groups
-
-    # One row for each column of the totals that is not a bin.
-    columns = [UNITS, ROWS]
-    columns += [m.offset + place for m, _ in measures if m.bins is None for place in range(m.width)]
-    scalars = np.zeros((len(columns), len(groups.hashes)), np.int64)
     own = group[kept]
-    scalars[0] = np.bincount(own, minlength=len(groups.hashes))
+    np.add.at(scalars[0], own, 1)
     np.add.at(scalars[1], own, np.minimum(counts[kept], bounds.rows))
-    places, totals, filled = [], [], 2
+    filled = 2
     for measure, values in measures:
         values = values[order]
         if measure.bins is not None:
             pair_hashes = pairs[order[starts]]
             place, total = _bins(values, starts, counts, kept, measure.bins.count, bounds.rows, hashed, pair_hashes)
-            places.append(group[place // measure.bins.count] * width + measure.offset + place % measure.bins.count)
-            totals.append(total)
+            yield group[place // measure.bins.count] * width + measure.offset + place % measure.bins.count, total
             continue
         present, sums = _sums(values, measure, starts, counts)
         for total in (np.minimum(present, bounds.rows), *(scaled(one, present, bounds.rows) for one in sums)):
             np.add.at(scalars[filled], own, total[kept])
             filled += 1
-    row, index = np.nonzero(scalars)
-    places.append(index * width + np.array(columns)[row])
-    totals.append(scalars[row, index])
-    return summed(np.concatenate(places), np.concatenate(totals))
 
 
 def summed(places: Integers, totals: Integers) -> tuple[Integers, Integers]:
@@ -377,8 +421,7 @@ def _order(units: Units, groups: Groups, pairs: Hashes) -> Integers:
         # Rows with one code stand together, so they are sorted within their places.
         places = np.flatnonzero(np.isin(code, np.unique(code[1:][wrong])))
         own = order[places]
-        ranks = groups.ranks()[groups.index[own]]
-        order[places] = own[np.lexsort((ranks, pairs[own], units.identity[own], units.code[own]))]
+        order[places] = own[np.lexsort((groups.ranks(own), pairs[own], units.identity[own], units.code[own]))]
     return order
 
 

@@ -22,6 +22,8 @@ from lepton_airflow.privacy.scatter import PrivateKeys, PublicKeys
 #: Keys and their totals, some groups at a time.
 Chunk = tuple[list[bytes], Integers]
 GroupTotals = Integers | Iterator[Chunk]
+#: The number of a grouping, and a message of totals, see :meth:`PartitionTotals.of`.
+Total = tuple[int, bytes]
 #: What stands in place of a grouping's number where the prefixes of encrypted units are told.
 KEY_PREFIXES = -1
 #: Tink's prefix of a ciphertext: a version byte and the key's id.
@@ -153,41 +155,41 @@ class Aggregates(Sequence[GroupTotals]):
     an iterator over chunks of keys, as canonical texts, and such arrays, of every group that a unit counts in. These are
     streamed: each can be read once, and they have to be read in the order of the groupings.
 
-    :param rows: grouping and message, of groupings with declared keys first
+    :param totals: grouping and message; groupings with declared keys come first
     :param place: of the unit column, for errors
     :raises InvalidData: units were encrypted under several keys, or there are so many rows that totals could overflow
     """
 
     def __init__(
-        self, rows: Iterator[Any], *, plan: ReleasePlan, groupings: Sequence[PrivateKeys | PublicKeys], place: str
+        self, totals: Iterator[Total], *, plan: ReleasePlan, groupings: Sequence[PrivateKeys | PublicKeys], place: str
     ) -> None:
-        self._rows, self._width, self._place = rows, plan.width, place
-        self._next: Any = None
+        self._totals, self._width, self._place = totals, plan.width, place
+        self._next: Total | None = None
         self._read = -1
         self._public: list[Integers | None] = [
             np.zeros((len(one.keys), plan.width), np.int64) if isinstance(one, PublicKeys) else None
             for one in groupings
         ]
         prefixes: set[bytes] = set()
-        for row in rows:
-            if row["grouping"] == KEY_PREFIXES:
-                prefixes.update(unpacked(row["message"])["prefix"].to_pylist())
+        for grouping, message in totals:
+            if grouping == KEY_PREFIXES:
+                prefixes.update(unpacked(message)["prefix"].to_pylist())
                 continue
-            totals = self._public[row["grouping"]]
-            if totals is None:
-                self._next = row
+            known = self._public[grouping]
+            if known is None:
+                self._next = grouping, message
                 break
-            message = unpacked(row["message"])
-            totals.reshape(-1)[message["place"].to_numpy()] += message["total"].to_numpy()
+            batch = unpacked(message)
+            known.reshape(-1)[batch["place"].to_numpy()] += batch["total"].to_numpy()
         if len(prefixes) > 1:
             raise InvalidData(
                 f"The privacy unit is encrypted under {len(prefixes)} or more keys, so one unit can pass for several.",
                 place=place,
                 remedy="Write the table anew under the keyset's primary key, then release.",
             )
-        for totals in self._public:
-            if totals is not None:
-                self._check(totals)
+        for known in self._public:
+            if known is not None:
+                self._check(known)
 
     def __repr__(self) -> str:
         return f"<Aggregates of {len(self)} groupings>"
@@ -206,17 +208,17 @@ class Aggregates(Sequence[GroupTotals]):
         return self._chunks(range(len(self))[grouping]) if totals is None else totals
 
     def _chunks(self, grouping: int) -> Iterator[Chunk]:
-        if grouping <= self._read or (self._next is not None and self._next["grouping"] < grouping):
+        if grouping <= self._read or (self._next is not None and self._next[0] < grouping):
             raise RuntimeError("Groupings without declared keys are read once, and in their order.")
         self._read = grouping
-        while self._next is not None and self._next["grouping"] == grouping:
-            message = unpacked(self._next["message"])
+        while self._next is not None and self._next[0] == grouping:
+            message = unpacked(self._next[1])
             keys = message["key"]
             totals = np.zeros((len(keys.dictionary), self._width), np.int64)
             totals[keys.indices.to_numpy(), message["column"].to_numpy()] = message["total"].to_numpy()
             self._check(totals)
             yield keys.dictionary.to_pylist(), totals
-            self._next = next(self._rows, None)
+            self._next = next(self._totals, None)
 
     def _check(self, totals: Integers) -> None:
         """The number of rows that count is exact whatever it is; sums are as long as it is small enough."""

@@ -209,7 +209,7 @@ def kernel(
     merge = Merge(plan=plan, groupings=groupings)
     merged = iter(
         [
-            {"grouping": grouping, "message": packed(message)}
+            (grouping, packed(message))
             for (_, grouping), messages in sorted(gathered.items())
             for message in merge.of(grouping, messages)
         ]
