@@ -58,7 +58,7 @@ OF_ALL = {"time": WINDOWS, "environments": st.sampled_from([["production"], ["pr
 OF_RELEASES = {"max_epsilon": st.sampled_from([1.0, 0.1, 1e-9]), "approval": st.just("required")}
 
 
-def rules(kind: str, patterns: list[str]) -> st.SearchStrategy[list[dict[str, Any]]]:
+def rules(kind: str, patterns: list[str], *, least: int = 0) -> st.SearchStrategy[list[dict[str, Any]]]:
     some = st.lists(st.sampled_from(patterns), min_size=1, max_size=2)
     fields = {
         "role": st.sampled_from(["r1", "r2", "*"] if kind == "denial" else ["r1", "r2"]),
@@ -74,7 +74,7 @@ def rules(kind: str, patterns: list[str]) -> st.SearchStrategy[list[dict[str, An
             st.fixed_dictionaries({**fields, "conditions": conditions}),
             st.fixed_dictionaries({**fields, "actions": st.just(["release"]), "conditions": releases}),
         )
-    return st.lists(plain, min_size=int(kind == "grant"), max_size=5 if kind == "grant" else 2).map(
+    return st.lists(plain, min_size=least, max_size=5 if kind == "grant" else 2).map(
         lambda drawn: [{"id": f"{kind} {number}", **rule} for number, rule in enumerate(drawn)]
     )
 
@@ -84,7 +84,7 @@ def policies(patterns: list[str]) -> st.SearchStrategy[dict[str, Any]]:
         {
             "version": st.just(1),
             "roles": st.just({"r1": {"members": ["p", "q"]}, "r2": {"members": ["q"]}}),
-            "grants": rules("grant", patterns),
+            "grants": rules("grant", patterns, least=2),
             "denials": rules("denial", patterns),
         }
     )
@@ -172,13 +172,13 @@ def brute_force(policy: dict[str, Any], request: Request, at: datetime) -> bool:
     return True
 
 
-ASKED = st.lists(st.tuples(REQUESTS, MOMENTS), min_size=1, max_size=6)
+ASKED = st.lists(st.tuples(REQUESTS, MOMENTS), min_size=4, max_size=8)
 
 
 def test_decisions_equal_a_brute_force_evaluation() -> None:
     seen: Counter[bool] = Counter()
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=200, deadline=None)
     @given(fields=policies([*STARS, "?", "?b", "[ab]", "[!a]*"]), asked=ASKED)
     def check(fields: dict[str, Any], asked: list[tuple[Request, datetime]]) -> None:
         policy = Policy.parse(fields, place="random")
@@ -196,30 +196,31 @@ def test_another_denial_or_one_grant_less_never_allows_more() -> None:
     taken: Counter[str] = Counter()
 
     @settings(max_examples=200, deadline=None)
-    @given(fields=policies(STARS), more=rules("denial", STARS), asked=ASKED, position=st.integers(0, 4))
-    def check(
-        fields: dict[str, Any], more: list[dict[str, Any]], asked: list[tuple[Request, datetime]], position: int
-    ) -> None:
+    @given(fields=policies(STARS), more=rules("denial", STARS, least=1), asked=ASKED)
+    def check(fields: dict[str, Any], more: list[dict[str, Any]], asked: list[tuple[Request, datetime]]) -> None:
+        def changed(**changes: Any) -> Policy:
+            return Policy.parse({**fields, **changes}, place="random")
+
         added = [{**rule, "id": f"more {rule['id']}"} for rule in more]
-        grants = [*fields["grants"][:position], *fields["grants"][position + 1 :]]
-        policy = Policy.parse(fields, place="random")
-        denied = Policy.parse({**fields, "denials": [*fields["denials"], *added]}, place="random")
-        fewer = Policy.parse({**fields, "grants": grants}, place="random")
+        stricter = [("denial", changed(denials=[*fields["denials"], *added]))]
+        for rule in fields["grants"]:
+            stricter.append(("grant", changed(grants=[other for other in fields["grants"] if other is not rule])))
+        policy = changed()
         for request, at in asked:
             before = policy.decide(request, at=at).allow
-            for name, other in (("denial", denied), ("grant", fewer)):
+            for name, other in stricter:
                 after = other.decide(request, at=at).allow
                 taken[name] += before and not after
                 assert before >= after
 
     check()
-    assert min(taken["denial"], taken["grant"]) > 2
+    assert min(taken["denial"], taken["grant"]) > 1
 
 
 def test_cedar_decides_as_the_built_in_engine_and_names_the_same_rules() -> None:
     seen: Counter[tuple[bool, bool]] = Counter()
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(fields=policies(STARS), asked=ASKED)
     def check(fields: dict[str, Any], asked: list[tuple[Request, datetime]]) -> None:
         policy = Policy.parse(fields, place="random")
@@ -231,4 +232,4 @@ def test_cedar_decides_as_the_built_in_engine_and_names_the_same_rules() -> None
             assert (theirs.allow, theirs.rules) == (ours.allow, ours.rules)
 
     check()
-    assert min(seen[True, True], seen[False, True], seen[False, False]) > 20
+    assert min(seen[True, True], seen[False, True], seen[False, False]) > 10
