@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lepton_airflow.jobs.publish_release import DrawnRelease
     from lepton_airflow.privacy.receipt import Verified
 
+__all__ = ["app"]
+
 RunKey = Annotated[str, typer.Argument(help="The run key of the release, as `lepton budget show DATASET` has it.")]
 
 #: What no receipt can prove; said with every verification.
