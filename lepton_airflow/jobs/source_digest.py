@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lepton_airflow.audit.canonical import digest
 
@@ -24,7 +24,7 @@ def source_digest(job: Job, source: Source) -> str:
     if not uris:
         reference = source.reference
         return digest({"name": reference.name, "format": reference.format, "schema": source.schema.jsonValue()})
-    java = job.spark.sparkContext._jvm
+    java: Any = job.spark.sparkContext._jvm
     configuration = job.spark.sparkContext._jsc.hadoopConfiguration()
     files = []
     for uri in uris:

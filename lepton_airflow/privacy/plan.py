@@ -174,7 +174,8 @@ class ReleasePlan:
         measure = self.measures[query.measure]
         own = totals[:, measure.offset : measure.offset + measure.width]
         if query.quantity == "bins":
-            return own.reshape(len(own), query.width, measure.width // query.width).sum(axis=2)
+            bins: NDArray[np.int64] = own.reshape(len(own), query.width, measure.width // query.width).sum(axis=2)
+            return bins
         values, sums = own[:, 0:1], own[:, 1:2]
         if query.quantity == "values":
             return values
