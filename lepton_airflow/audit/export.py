@@ -1,9 +1,10 @@
-"""A second place for checkpoints and leaf hashes, outside the database: what a cut or rewritten log is held against.
+"""Other places for checkpoints and leaf hashes, outside the database: what a cut or rewritten log is held against.
 
-A folder in the layout of C2SP tlog-tiles, as far as leaves go:
+Files in the layout of C2SP tlog-tiles, as far as leaves go:
 
     checkpoint                         the latest signed checkpoint
     checkpoints/<size>                 every signed checkpoint, by tree size (20 digits)
+    cosigned/<size>.<witness>          notes with a witness's cosignature
     tile/0/<N>, tile/0/<N>.p/<W>       the hashes of 256 leaves, or of the W leaves that there were
 
 Tiles hold 32 bytes for each event and nothing of its content. They are written before the checkpoint that covers them. An
@@ -12,41 +13,50 @@ attacker who can also write here can take the folder back to an older state, but
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from lepton_airflow.audit.merkle import HASH_BYTES
-from lepton_airflow.errors import AuditTampered, AuditUnavailable
+from lepton_airflow.audit.stores import open_store
+from lepton_airflow.errors import AuditTampered
 
 TILE_WIDTH = 256
 
 
 class Export:
-    """One export folder; it is made when it is first written.
+    """One export; it is made when it is first written.
 
-    :raises AuditUnavailable: from every method, when the folder cannot be read or written
+    :param place: a folder, or a URL (see :mod:`lepton_airflow.audit.stores`)
+    :raises AuditUnavailable: from every method, when the place cannot be read or written
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, place: Path | str) -> None:
+        self.place = place
+        self._store = open_store(place)
 
     def latest(self) -> str | None:
         """The note of the latest checkpoint; None when there is none."""
-        with self._reachable():
-            data = _read(self.folder / "checkpoint")
+        data = self._store.read("checkpoint")
         return None if data is None else data.decode("utf-8", errors="replace")
 
-    def notes(self) -> Iterator[tuple[Path, str]]:
-        """Every checkpoint file with its note."""
-        with self._reachable():
-            files = [self.folder / "checkpoint", *sorted(self.folder.glob("checkpoints/[0-9]*"))]
-            for file in files:
-                data = _read(file)
-                if data is not None:
-                    yield file, data.decode("utf-8", errors="replace")
+    def notes(self) -> Iterator[tuple[str, str]]:
+        """Every checkpoint's place with its note."""
+        for name in ("checkpoint", *self._store.names("checkpoints")):
+            data = self._store.read(name)
+            if data is not None:
+                yield f"{self.place}/{name}", data.decode("utf-8", errors="replace")
+
+    def cosignatures(self, size: int) -> Iterator[tuple[str, str]]:
+        """The cosigned notes of the checkpoint of ``size``, each with its place."""
+        for name in self._store.names("cosigned"):
+            data = self._store.read(name) if name.startswith(f"cosigned/{size:020}.") else None
+            if data is not None:
+                yield f"{self.place}/{name}", data.decode("utf-8", errors="replace")
+
+    def add_cosignature(self, size: int, witness: str, note: str) -> None:
+        """Keep a witness's cosigned note of the checkpoint of ``size``, in place of an older one of the same."""
+        safe = "".join(character if character.isalnum() or character in "-." else "_" for character in witness)
+        self._store.write(f"cosigned/{size:020}.{safe}", note.encode())
 
     def leaf_hashes(self, size: int) -> bytes | None:
         """The hashes of the first ``size`` leaves, one after the other; None when some are not there.
@@ -54,11 +64,10 @@ class Export:
         Nothing vouches for them but the root of a signed checkpoint: compare it.
         """
         hashes = bytearray()
-        with self._reachable():
-            for number in range(-(-size // TILE_WIDTH)):
-                wanted = min(TILE_WIDTH, size - number * TILE_WIDTH)
-                tile = _read(self._tile(number, wanted)) or _read(self._tile(number, TILE_WIDTH)) or b""
-                hashes += tile[: wanted * HASH_BYTES]
+        for number in range(-(-size // TILE_WIDTH)):
+            wanted = min(TILE_WIDTH, size - number * TILE_WIDTH)
+            tile = self._store.read(_tile(number, wanted)) or self._store.read(_tile(number, TILE_WIDTH)) or b""
+            hashes += tile[: wanted * HASH_BYTES]
         return bytes(hashes) if len(hashes) == size * HASH_BYTES else None
 
     def write(self, *, since: int, notes: Sequence[tuple[int, str]], leaf_hashes: Callable[[int, int], bytes]) -> None:
@@ -72,75 +81,34 @@ class Export:
         if not notes:
             return
         size = notes[-1][0]
-        with self._reachable(), self._locked():
+        with self._store.locked():
             for number in range(since // TILE_WIDTH, -(-size // TILE_WIDTH)):
                 stop = min((number + 1) * TILE_WIDTH, size)
                 hashes = leaf_hashes(number * TILE_WIDTH, stop)
-                _write(self._tile(number, stop - number * TILE_WIDTH), hashes)
+                self._add(_tile(number, stop - number * TILE_WIDTH), hashes)
             for tree_size, note in notes:
-                _write(self.folder / "checkpoints" / f"{tree_size:020}", note.encode())
+                self._add(f"checkpoints/{tree_size:020}", note.encode())
             # Another sealer may have gone further since; the latest checkpoint never goes back.
             latest = self.latest()
             if latest is None or int(latest.split("\n")[1]) < size:
-                _write(self.folder / "checkpoint", notes[-1][1].encode(), replace=True)
+                self._store.write("checkpoint", notes[-1][1].encode())
 
-    def _tile(self, number: int, width: int) -> Path:
-        digits = f"{number:03}"
-        digits = digits.zfill(-(-len(digits) // 3) * 3)
-        groups = [digits[start : start + 3] for start in range(0, len(digits), 3)]
-        path = self.folder.joinpath("tile", "0", *(f"x{group}" for group in groups[:-1]), groups[-1])
-        return path if width == TILE_WIDTH else path.with_name(f"{path.name}.p") / str(width)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-    @contextmanager
-    def _reachable(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise AuditUnavailable(
-                f"The checkpoint export cannot be read or written ({type(error).__name__}).",
-                place=str(self.folder),
-                remedy="Make it reachable and run `lepton audit seal`; sealed events are safe in the database meanwhile.",
-            ) from None
+    def _add(self, name: str, data: bytes) -> None:
+        """Write a file that is either not there yet or the same."""
+        existing = self._store.read(name)
+        if existing is None:
+            self._store.write(name, data)
+        elif existing != data:
+            raise AuditTampered(
+                "The export holds other contents for the same part of the log.",
+                place=f"{self.place}/{name}",
+                remedy="Keep both and run `lepton audit verify`.",
+            )
 
 
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
-def _write(path: Path, data: bytes, *, replace: bool = False) -> None:
-    """Write a file that is either there in full or not at all, also after a power cut."""
-    existing = _read(path)
-    if existing == data:
-        return
-    if existing is not None and not replace:
-        raise AuditTampered(
-            "The export holds other contents for the same part of the log.",
-            place=str(path),
-            remedy="Keep both and run `lepton audit verify`.",
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    for folder in (path.parent, path.parent.parent):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _tile(number: int, width: int) -> str:
+    digits = f"{number:03}"
+    digits = digits.zfill(-(-len(digits) // 3) * 3)
+    groups = [digits[start : start + 3] for start in range(0, len(digits), 3)]
+    path = "/".join(("tile/0", *(f"x{group}" for group in groups[:-1]), groups[-1]))
+    return path if width == TILE_WIDTH else f"{path}.p/{width}"

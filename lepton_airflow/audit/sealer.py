@@ -17,6 +17,7 @@ from lepton_airflow.audit.checkpoint import Checkpoint, Signer, Verifier
 from lepton_airflow.audit.database import checkpoint_table, leaf_table, reading
 from lepton_airflow.audit.export import Export
 from lepton_airflow.audit.merkle import HASH_BYTES, Frontier
+from lepton_airflow.audit.nodes import store_nodes
 from lepton_airflow.errors import AuditTampered
 
 _CHUNK = 5000
@@ -31,12 +32,12 @@ class _Tree:
     frontier: Frontier
 
 
-def seal(engine: sql.Engine, *, signer: Signer, exports: Sequence[Path]) -> Checkpoint:
+def seal(engine: sql.Engine, *, signer: Signer, exports: Sequence[Path | str]) -> Checkpoint:
     """Seal every committed event that is not sealed yet; with none, only bring the exports up to date.
 
     The checkpoint is durable in the database before it is copied, so an export is never ahead of an honest database.
 
-    :param exports: folders outside the database
+    :param exports: places outside the database: folders, or URLs
     :returns: the latest checkpoint
     :raises AuditTampered: the database contradicts its own checkpoint or an exported one; nothing is signed then
     :raises AuditUnavailable: the database or an export cannot be reached; what was signed stays in the database
@@ -49,6 +50,7 @@ def seal(engine: sql.Engine, *, signer: Signer, exports: Sequence[Path]) -> Chec
         for place in places:
             _exported_size(place, connection=connection, verifier=signer.verifier, sealed=tree.frontier.size)
         _extend(connection, tree.frontier)
+        store_nodes(connection, size=tree.frontier.size)
         checkpoint = Checkpoint(signer.name, tree.frontier.size, tree.frontier.root())
         if checkpoint != tree.checkpoint:
             row = {
@@ -108,12 +110,12 @@ def _exported_size(place: Export, *, connection: sql.Connection, verifier: Verif
     note = place.latest()
     if note is None:
         return 0
-    exported = Checkpoint.verify(note, verifier, place=str(place.folder))
+    exported = Checkpoint.verify(note, verifier, place=str(place.place))
     if exported.tree_size > sealed:
         raise _tampered(
             f"It holds a signed checkpoint of {exported.tree_size} events; the database has {sealed} sealed: events were"
             " removed, or the database was restored from an older copy.",
-            str(place.folder),
+            str(place.place),
         )
     own = connection.scalar(
         sql.select(checkpoint_table.c.note).where(checkpoint_table.c.tree_size == exported.tree_size)
@@ -121,7 +123,7 @@ def _exported_size(place: Export, *, connection: sql.Connection, verifier: Verif
     if own is None or Checkpoint.verify(own, verifier) != exported:
         raise _tampered(
             f"It holds a signed checkpoint of {exported.tree_size} events that the database does not have.",
-            str(place.folder),
+            str(place.place),
         )
     return exported.tree_size
 
@@ -137,17 +139,28 @@ def _extend(connection: sql.Connection, frontier: Frontier) -> None:
     if connection.dialect.name == "postgresql":
         # See migration 0001: rows that a transaction still running may yet precede wait for the next seal.
         unsealed = unsealed.where(sql.text("xid < pg_snapshot_xmin(pg_current_snapshot())"))
-    place = (
-        leaf_table.update().where(leaf_table.c.id == sql.bindparam("row")).values(tree_index=sql.bindparam("position"))
-    )
     while rows := connection.execute(unsealed).all():
-        connection.execute(
-            place, [{"row": row.id, "position": frontier.size + offset} for offset, row in enumerate(rows)]
-        )
+        _place(connection, [row.id for row in rows], first=frontier.size)
         for row in rows:
             if len(row.leaf_hash) != HASH_BYTES:
                 raise _tampered("The recorded hash of an event is not a hash.", f"row {row.id} of {leaf_table.name}")
             frontier.append(row.leaf_hash)
+
+
+def _place(connection: sql.Connection, rows: list[int], *, first: int) -> None:
+    """Give rows the positions from ``first`` on, in their order."""
+    if connection.dialect.name == "postgresql":
+        # One statement for all: the sealer must keep up with many writers.
+        placed = sql.text(
+            f"UPDATE {leaf_table.name} SET tree_index = :first + place.number - 1"  # noqa: S608 - a constant
+            " FROM unnest(CAST(:rows AS bigint[])) WITH ORDINALITY AS place (row, number) WHERE id = place.row"
+        )
+        connection.execute(placed, {"first": first, "rows": rows})
+        return
+    place = (
+        leaf_table.update().where(leaf_table.c.id == sql.bindparam("row")).values(tree_index=sql.bindparam("position"))
+    )
+    connection.execute(place, [{"row": row, "position": first + offset} for offset, row in enumerate(rows)])
 
 
 def _copy(connection: sql.Connection, place: Export, *, verifier: Verifier, size: int) -> None:
@@ -162,7 +175,7 @@ def _copy(connection: sql.Connection, place: Export, *, verifier: Verifier, size
         return b"".join(row.leaf_hash for row in rows)
 
     note = place.latest()
-    since = 0 if note is None else Checkpoint.verify(note, verifier, place=str(place.folder)).tree_size
+    since = 0 if note is None else Checkpoint.verify(note, verifier, place=str(place.place)).tree_size
     newer = checkpoint_table.c.tree_size > since if note is not None else sql.true()
     notes = connection.execute(
         sql.select(checkpoint_table.c.tree_size, checkpoint_table.c.note)

@@ -38,7 +38,7 @@ def verify(
     engine: sql.Engine,
     *,
     verifier: Verifier,
-    exports: Sequence[Path],
+    exports: Sequence[Path | str],
     progress: Callable[[int, int], None] | None = None,
 ) -> VerificationReport:
     """Verify the whole log in one snapshot of the database; neither writers nor the sealer wait for it.
@@ -48,7 +48,7 @@ def verify(
     :param progress: called with the number of events checked and of all events
     :raises AuditUnavailable: the database or an export cannot be reached
     """
-    verification = _Verification(verifier=verifier, exports=[Export(folder) for folder in exports])
+    verification = _Verification(verifier=verifier, exports=[Export(place) for place in exports])
     # The exports come first: a database that is read after them is never behind them, unless it was cut.
     verification.read_exports()
     try:
@@ -79,7 +79,7 @@ class _Verification:
     findings: dict[tuple[str, str], Finding] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     signed: dict[int, list[bytes]] = field(default_factory=dict)
-    exported: dict[Path, set[int]] = field(default_factory=dict)
+    exported: dict[Path | str, set[int]] = field(default_factory=dict)
     unsealed: int = 0
     next_index: int = 0
     confirmed: int = 0
@@ -113,8 +113,8 @@ class _Verification:
 
     def read_exports(self) -> None:
         for export in self.exports:
-            checkpoints = [self._checkpoint(note, str(file)) for file, note in export.notes()]
-            self.exported[export.folder] = {found.tree_size for found in checkpoints if found is not None}
+            checkpoints = [self._checkpoint(note, file) for file, note in export.notes()]
+            self.exported[export.place] = {found.tree_size for found in checkpoints if found is not None}
         if not self.exports:
             self.notes.append("There is no export: a cut tail of the log would not show.")
 
@@ -264,7 +264,7 @@ class _Verification:
     def _reference(self, connection: sql.Connection) -> bytes | None:
         """A list of leaf hashes with a signed root: an export's if one has it, else the hashes beside the payloads."""
         for export in self.exports:
-            for size in sorted({self.size, *self.exported[export.folder]}, reverse=True)[:2]:
+            for size in sorted({self.size, *self.exported[export.place]}, reverse=True)[:2]:
                 hashes = export.leaf_hashes(size)
                 if hashes is not None and self._is_signed(size, hashes):
                     return hashes

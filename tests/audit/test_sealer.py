@@ -13,7 +13,7 @@ import sqlalchemy as sql
 from lepton_airflow.audit.canonical import canonical_json
 from lepton_airflow.audit.checkpoint import Checkpoint, Signer
 from lepton_airflow.audit.database import checkpoint_table, leaf_table
-from lepton_airflow.audit.export import Export
+from lepton_airflow.audit.export import Export, _tile
 from lepton_airflow.audit.merkle import EMPTY_ROOT, leaf_hash, root
 from lepton_airflow.audit.sealer import seal
 from lepton_airflow.audit.verify import verify
@@ -92,8 +92,8 @@ def test_an_export_alone_proves_the_leaf_hashes(
         (1234067, 112, "tile/0/x001/x234/067.p/112"),
     ],
 )
-def test_tiles_have_the_paths_of_the_specification(tmp_path: Path, number: int, width: int, path: str) -> None:
-    assert Export(tmp_path)._tile(number, width) == tmp_path / path
+def test_tiles_have_the_paths_of_the_specification(number: int, width: int, path: str) -> None:
+    assert _tile(number, width) == path
 
 
 def test_a_lost_export_is_made_anew(engine: sql.Engine, signer: Signer, exports: list[Path], write: Any) -> None:
@@ -125,12 +125,13 @@ def test_an_exported_file_is_never_replaced_by_another_history(tmp_path: Path) -
     export = Export(tmp_path / "export")
     hashes = {"one": bytes(32), "other": bytes(31) + b"x"}
     export.write(since=0, notes=[(1, "log\n1\none")], leaf_hashes=lambda _start, _stop: hashes["one"])
-    before = {file: file.read_bytes() for file in export.folder.rglob("*") if file.is_file()}
+    folder = tmp_path / "export"
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     with pytest.raises(AuditTampered, match="other contents"):
         export.write(since=0, notes=[(1, "log\n1\none")], leaf_hashes=lambda _start, _stop: hashes["other"])
     with pytest.raises(AuditTampered, match="other contents"):
         export.write(since=0, notes=[(1, "log\n1\nother")], leaf_hashes=lambda _start, _stop: hashes["one"])
-    assert {file: file.read_bytes() for file in export.folder.rglob("*") if file.is_file()} == before
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
 def test_a_log_that_was_cut_behind_its_export_is_not_signed(
