@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lepton_airflow.access.engine import load_policy
 from lepton_airflow.access.guard import Guard
-from lepton_airflow.access.policy import Policy
 from lepton_airflow.audit.canonical import digest
 from lepton_airflow.audit.event import Event
 from lepton_airflow.errors import AccessDenied, AuditTampered, BudgetError, LeptonError
 from lepton_airflow.jobs.release_aggregates import ReleaseAggregatesSpec, record
-from lepton_airflow.jobs.runner import Caller, _audit_log
+from lepton_airflow.jobs.runner import Caller, audit_log_of
 from lepton_airflow.jobs.spec import parse_spec
 from lepton_airflow.privacy.document import build_document
 from lepton_airflow.privacy.ledger import Ledger
@@ -107,7 +107,7 @@ def approve_release(
     :raises BudgetError: there is no such release, it needs no approval, or somebody else approved it
     """
     asked: dict[str, Detail] = {"approver": approver, "known_by": known_by}
-    with _audit_log(settings, run_key, caller) as (engine, _, audit), _failure_recorded(audit, APPROVE, asked) as known:
+    with audit_log_of(settings, run_key, caller) as (engine, _, audit), _failure_recorded(audit, APPROVE, asked) as known:
         drawn = drawn_release(engine, run_key)
         known |= {"dataset": drawn.spec.source.name, "spec_digest": drawn.release.spec_digest}
         known["intent"] = audit.append(
@@ -135,10 +135,10 @@ def publish_release(run_key: str, *, settings: Settings, caller: Caller | None =
     :raises BudgetError: there is no such release, or nothing is drawn yet
     :raises TargetExists: the file is another release's, and the spec's mode is ``errorifexists``
     """
-    with _audit_log(settings, run_key, caller) as (engine, principal, audit):
+    with audit_log_of(settings, run_key, caller) as (engine, principal, audit):
         with _failure_recorded(audit, RELEASE, {"step": "publish"}):
             drawn = drawn_release(engine, run_key)
-            policy = Policy.load(settings.policy)
+            policy = load_policy(settings)
         release, spec = drawn.release, drawn.spec
         guard = Guard(
             log=audit,

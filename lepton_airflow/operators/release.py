@@ -52,6 +52,7 @@ class ReleaseAggregatesOperator(LeptonSparkOperator):
     :param groupings: several sets of columns and keys instead: each with ``by`` and ``keys``
     :param post_processing: ``nonnegative``, ``consistent``, ``decimals``
     :param backend: what samples the noise: ``opendp`` (default) or ``diffprivlib``
+    :param mechanism: for the record, diffprivlib's name of it: ``Geometric`` or ``GaussianDiscrete``
     :param approval: ``required``: the numbers are drawn but not published until somebody other than the requester approves, see
         :class:`lepton_airflow.operators.publish.PublishReleaseOperator`
     :param budget: the dataset whose budget pays; default: the source's name
@@ -77,6 +78,7 @@ class ReleaseAggregatesOperator(LeptonSparkOperator):
         "noise",
         "post_processing",
         "backend",
+        "mechanism",
         "approval",
         "plot",
         "budget",
@@ -103,6 +105,7 @@ class ReleaseAggregatesOperator(LeptonSparkOperator):
         noise: str | None = None,
         post_processing: Mapping[str, Any] | None = None,
         backend: str | None = None,
+        mechanism: str | None = None,
         approval: str | None = None,
         plot: str | None = None,
         budget: str | None = None,
@@ -126,6 +129,7 @@ class ReleaseAggregatesOperator(LeptonSparkOperator):
         self.noise = noise
         self.post_processing = post_processing
         self.backend = backend
+        self.mechanism = mechanism
         self.approval = approval
         self.plot = plot
         self.budget = budget

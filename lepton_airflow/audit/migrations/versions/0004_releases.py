@@ -1,5 +1,7 @@
 """Releases with their spec, approval and period; mechanisms with all that zCDP and PLD accounting needs."""
 
+from typing import Any
+
 import sqlalchemy as sql
 from alembic import op
 
@@ -26,11 +28,12 @@ def upgrade() -> None:
 
 
 def _alter() -> None:
-    for column in (
+    columns: list[sql.Column[Any]] = [
         *(sql.Column(name, sql.Text, nullable=True) for name in ("spec", "requested_by", "period_start")),
         sql.Column("needs_approval", sql.Boolean, nullable=False, server_default=sql.false()),
         *(sql.Column(name, sql.Text, nullable=True) for name in ("approver", "approved_at")),
-    ):
+    ]
+    for column in columns:
         op.add_column("lepton_release", column)
     op.create_check_constraint("lepton_release_approved", "lepton_release", APPROVED)
     op.create_check_constraint("lepton_release_approver_is_another", "lepton_release", APPROVER_IS_ANOTHER)
