@@ -247,7 +247,7 @@ def _say(text: str) -> None:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.3g}%"
+    return f"{100 * share:.3g}%" if share < 10 else f"{100 * share:,.0f}%"
 
 
 def _show(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:

@@ -127,6 +127,20 @@ def test_intervals_of_variances_hold_all_that_their_parts_allow(
         assert entry.low <= min(max(variance, 0), 2500) <= entry.high
 
 
+def test_the_largest_variance_can_lie_between_the_ends_of_its_parts() -> None:
+    plan = plan_of([{"name": "v", "type": "variance", "granularity": "1", **BOUNDS}], epsilon=20)
+    (grouping,) = plan.groupings
+    far, uncertain, rough = (query.mechanism.half_width(1 - 0.05 / 3) for query in grouping.queries)
+    assert uncertain
+    # squares / count - (distance / count)**2 is largest where count = 2 distance**2 / squares: in the middle, at 100.
+    distance, squares = 2000 - far, (2000 - far) ** 2 // 50
+    vectors = {"v.sum": [[2000]], "v.count": [[100]], "v.squares": [[squares - rough]]}
+    ((entry,),) = estimates_of(plan.metrics[0], plan=plan, grouping=grouping, vectors=vectors)
+    at = {n: Fraction(squares, n) - Fraction(distance, n) ** 2 for n in (100 - uncertain, 100, 100 + uncertain)}
+    assert at[100] > max(at[100 - uncertain], at[100 + uncertain])
+    assert entry.high >= at[100]
+
+
 def test_a_variance_is_at_most_what_its_bounds_allow() -> None:
     plan = plan_of([{"name": "v", "type": "variance", "lower": 0, "upper": 3, "column": "x", "granularity": "1"}])
     (grouping,) = plan.groupings

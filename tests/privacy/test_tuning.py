@@ -53,7 +53,7 @@ def table(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Data
 
 
 def test_bias_is_what_the_bounds_cut_off(table: DataFrame) -> None:
-    outcomes = tune(design_of(), table, groups=[2], rows=[1, 4], clips=[Decimal(1), Decimal("2.5")])
+    outcomes = tune(design_of(), table, groups=[2], rows=[1, 4], clips=[Decimal("0.5"), Decimal(1), Decimal("2.5")])
     found = {(one.rows, one.clip): one for one in outcomes}
     loose = found[4, Decimal("2.5")]
     # Nothing is cut off with all groups, all rows, and values of up to 100.
@@ -68,6 +68,8 @@ def test_bias_is_what_the_bounds_cut_off(table: DataFrame) -> None:
     assert clipped.values_lost == 0
     # The mean in a is 25 instead of 40, in b it stays; in proportion to half of the declared range.
     assert found[4, Decimal(1)].metrics["typical"].bias == pytest.approx((15 + 0) / 2 / 20, abs=1e-4)
+    # Clipped to 20 it is 17.5. The proportion stays that of the declared range, or combinations could not be compared.
+    assert found[4, Decimal("0.5")].metrics["typical"].bias == pytest.approx((22.5 + 0) / 2 / 20, abs=1e-4)
     # Of four rows in a one counts: 300 of 500 are lost, but nobody is.
     tight = found[1, Decimal("2.5")]
     assert tight.rows_lost == pytest.approx(300 / 500)
