@@ -42,7 +42,11 @@ def run(spec: DecryptColumnsSpec, job: Job) -> dict[str, Any]:
 
     columns = protected_columns(job, spec.source, spec.columns)
     with job.guard.operation(
-        action="decrypt", dataset=spec.source.name, columns=columns, purpose=spec.purpose
+        action="decrypt",
+        dataset=spec.source.name,
+        columns=columns,
+        purpose=spec.purpose,
+        details={"target": spec.target.name},
     ) as operation:
 
         def write() -> Written:

@@ -10,6 +10,7 @@ from lepton_airflow.columnar.publish import Written
 from lepton_airflow.encryption.protection import Protection
 from lepton_airflow.jobs.roads import Road, Route, Source, needs_schema, write_once
 from lepton_airflow.jobs.spec import JobSpec, TableReference, TargetReference
+from lepton_airflow.lineage.audited import ciphers_text
 
 if TYPE_CHECKING:
     from lepton_airflow.jobs.runner import Job
@@ -55,8 +56,13 @@ def run(spec: EncryptColumnsSpec, job: Job) -> dict[str, Any]:
         schema = Source(job, spec.source).schema
         protections = choose_protections(schema, spec.columns, sensitive=spec.sensitive, dataset=spec.source.name)
     columns = sorted(protections)
+    ciphers = ciphers_text({column: protection.cipher for column, protection in protections.items()})
     with job.guard.operation(
-        action="encrypt", dataset=spec.target.name, columns=columns, purpose=spec.purpose
+        action="encrypt",
+        dataset=spec.target.name,
+        columns=columns,
+        purpose=spec.purpose,
+        details={"source": spec.source.name, "keyset": spec.keyset, "ciphers": ciphers},
     ) as operation:
         # Unsealed here first, so that a missing key is reported before Spark starts.
         keysets = job.keysets(spec.keyset, {protection.cipher for protection in protections.values()})

@@ -43,6 +43,8 @@ def main(job: str, arguments: Sequence[str] | None = None) -> int:
                 on_behalf_of=options.on_behalf_of, owner=options.owner, bundle_version=options.bundle_version
             ),
             attempt=options.attempt,
+            # For an operator's task Airflow's provider sends the events.
+            announce=not options.attempt,
         )
     except LeptonError as error:
         if not (options.attempt and error.stored):

@@ -168,7 +168,7 @@ def _authorised(spec: ReleaseAggregatesSpec, job: Job) -> Any:
         purpose=spec.purpose,
         epsilon=float(spec.epsilon),
         needs_approval=spec.approval == "required",
-        details={"budget": spec.payer, "privacy_unit": spec.privacy_unit},
+        details={"budget": spec.payer, "privacy_unit": spec.privacy_unit, "target": spec.target},
     )
 
 

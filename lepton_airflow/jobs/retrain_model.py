@@ -82,7 +82,11 @@ def run(spec: RetrainModelSpec, job: Job) -> dict[str, Any]:
 
     folder = ModelFolder(Path(spec.target))
     with job.guard.operation(
-        action="train", dataset=spec.source.name, columns=spec.columns, purpose=spec.purpose
+        action="train",
+        dataset=spec.source.name,
+        columns=spec.columns,
+        purpose=spec.purpose,
+        details={"target": spec.target},
     ) as operation:
         card = folder.committed(run_key=job.run_key, spec_digest=job.spec_digest)
         replayed = card is not None

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from lepton_airflow.access.engine import load_policy
 from lepton_airflow.access.guard import Guard
-from lepton_airflow.access.policy import Policy
 from lepton_airflow.audit import runs
 from lepton_airflow.audit.canonical import digest
 from lepton_airflow.audit.database import connect
@@ -21,9 +21,12 @@ from lepton_airflow.audit.log import AuditLog
 from lepton_airflow.columnar.publish import Commit, Publication, Written
 from lepton_airflow.errors import EmptyTable, LeptonError, MissingColumn, SpecError
 from lepton_airflow.jobs.failure import as_typed_error, unreadable_source
+from lepton_airflow.jobs.observed import observe
 from lepton_airflow.jobs.spec import JobSpec, TableReference, TargetReference, parse_spec
 from lepton_airflow.keys.cipher import Cipher
 from lepton_airflow.keys.identity import Identity
+from lepton_airflow.lineage.emission import Announcement, announced
+from lepton_airflow.lineage.observation import Observation
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -65,6 +68,7 @@ class Job:
     :param engine: the audit database, which also holds the budget ledger
     :param principal: the identity under which it runs
     :param requested_by: the user who triggered it, if the caller says so
+    :param observation: filled with what only the running job knows of its lineage
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Job:
         spec_digest: str,
         principal: str,
         requested_by: str | None = None,
+        observation: Observation | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -87,6 +92,7 @@ class Job:
         self.spec_digest = spec_digest
         self.principal = principal
         self.requested_by = requested_by
+        self.observation = observation or Observation()
 
     @cached_property
     def spark(self) -> SparkSession:
@@ -124,6 +130,7 @@ class Job:
                 place=table.name,
                 remedy=f"Columns there: {', '.join(names)}.",
             )
+        observe(self.observation, table.name, frame.schema)
         return frame
 
     def committed(self, target: TargetReference) -> Commit | None:
@@ -177,8 +184,8 @@ class Job:
             )
             for cipher in sorted(ciphers)
         }
-        for reference in references.values():
-            reference.open()
+        for cipher, reference in references.items():
+            self.observation.primary_key(name, cipher, reference.open().primary_key_id)
         return references
 
     def _publication(self, path: str) -> Publication:
@@ -227,23 +234,46 @@ def run_job(
     run_key: str,
     caller: Caller | None = None,
     attempt: str = "",
+    announce: bool = False,
 ) -> dict[str, Any]:
     """Run the job ``name`` with the spec ``fields`` and store its result under ``run_key`` in the audit database.
 
     :param attempt: stored beside the result, so that who submitted this try does not take an older one's result for it
+    :param announce: send OpenLineage events, where the environment says; False where the caller's caller does
     :returns: the job's summary: small, JSON, free of data values
     :raises LeptonError: what went wrong; it is in the audit and, if ``stored`` is set, under the run key
     """
+    with announced(name, fields, run_key=run_key, enabled=announce) as announcement:
+        return _run_job(name, fields, settings, run_key, caller, attempt, announcement)
+
+
+def _run_job(
+    name: str,
+    fields: Mapping[str, Any],
+    settings: Settings,
+    run_key: str,
+    caller: Caller | None,
+    attempt: str,
+    announcement: Announcement,
+) -> dict[str, Any]:
     spec_digest = digest(dict(fields))
-    with _audit_log(settings, run_key, caller) as (engine, principal, audit):
+    observation = Observation()
+    with audit_log_of(settings, run_key, caller) as (engine, principal, audit):
         guard: Guard | None = None
         try:
             model, run = _load(name)
             spec = parse_spec(model, fields)
             # The digest is of the validated spec: two ways to write the same spec are one spec.
             spec_digest = digest(spec.model_dump(mode="json"))
-            policy = Policy.load(settings.policy)
-            guard = Guard(log=audit, policy=policy, principal=principal, spec_digest=spec_digest)
+            policy = load_policy(settings)
+            observation.policy_digest = policy.digest
+            guard = Guard(
+                log=audit,
+                policy=policy,
+                principal=principal,
+                spec_digest=spec_digest,
+                environment=settings.environment,
+            )
             job = Job(
                 name=name,
                 settings=settings,
@@ -253,17 +283,20 @@ def run_job(
                 spec_digest=spec_digest,
                 principal=principal,
                 requested_by=caller.on_behalf_of if caller else None,
+                observation=observation,
             )
             summary = run(spec, job)
         except Exception as error:
             typed = as_typed_error(error, place=name)
+            announcement.observed = observation.to_dict()
             if guard is None or not guard.has_recorded(error):
                 audit.append(_failure_event(name, spec_digest, typed))
             payload = {"attempt": attempt, "error": typed.to_dict()}
             runs.put(engine, run_key, job=name, spec_digest=spec_digest, status="failure", payload=payload)
             typed.stored = True
             raise typed from None
-        payload = {"attempt": attempt, "result": summary}
+        announcement.observed, announcement.result = observation.to_dict(), summary
+        payload = {"attempt": attempt, "result": summary, "observed": announcement.observed}
         runs.put(engine, run_key, job=name, spec_digest=spec_digest, status="success", payload=payload)
         return summary
 
@@ -278,12 +311,13 @@ def record_failure(
     caller: Caller | None = None,
 ) -> None:
     """Append the outcome event of a job that could not report for itself: its driver did not start, or was killed."""
-    with _audit_log(settings, run_key, caller) as (_, _, audit):
+    with audit_log_of(settings, run_key, caller) as (_, _, audit):
         audit.append(_failure_event(name, digest(dict(fields)), error))
 
 
 @contextmanager
-def _audit_log(settings: Settings, run_key: str, caller: Caller | None) -> Iterator[tuple[Engine, str, AuditLog]]:
+def audit_log_of(settings: Settings, run_key: str, caller: Caller | None) -> Iterator[tuple[Engine, str, AuditLog]]:
+    """The audit database, this identity's name, and a log that appends under ``run_key``; closed at the end."""
     identity = Identity.load(settings.identity_file)
     caller = caller or Caller()
     engine = connect(settings)

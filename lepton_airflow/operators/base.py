@@ -18,6 +18,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from lepton_airflow.errors import ConfigurationError, JobFailed, LeptonError, MissingDependency, SpecError, from_dict
 from lepton_airflow.hooks.lepton import LeptonHook
 from lepton_airflow.jobs.session import check_java
+from lepton_airflow.operators.lineage import LineageMixin, run_key_of
 from lepton_airflow.settings import DATABASE_PASSWORD_VARIABLE
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def job_script(job: str) -> str:
     )
 
 
-class LeptonOperator(BaseOperator):
+class LeptonOperator(LineageMixin, BaseOperator):
     """Base of all Lepton operators; it runs its job in the worker.
 
     The operator's spec arguments are the fields of the job's spec model; they are validated when the task runs, after their
@@ -69,10 +70,11 @@ class LeptonOperator(BaseOperator):
         :raises AirflowException: with the text of an error that a retry may cure
         """
         try:
-            summary = self._run(self._spec(), _caller(context), _run_key(context))
+            summary = self._run(self._spec(), _caller(context), run_key_of(context["ti"]))
         except LeptonError as error:
             raised = AirflowFailException if error.final else AirflowException
             raise raised(f"[{error.code}] {error}") from None
+        self._summary = summary
         for outlet in self.outlets:
             context["outlet_events"][outlet].extra = summary
         return summary
@@ -223,6 +225,7 @@ class LeptonSparkOperator(LeptonOperator):
                 place=run_key,
                 remedy="See the output of spark-submit above; the target is as it was, and running the task again is safe.",
             )
+        self._observed = record.payload.get("observed")
         if record.status != "success":
             error = from_dict(record.payload["error"])
             error.stored = True
@@ -234,11 +237,6 @@ class LeptonSparkOperator(LeptonOperator):
         """Stop the Spark application when the task is stopped."""
         if self._submit_hook is not None:
             self._submit_hook.on_kill()
-
-
-def _run_key(context: Context) -> str:
-    instance = context["ti"]
-    return f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
 
 
 def _caller(context: Context) -> Caller:
