@@ -276,9 +276,11 @@ class ReleaseSource:
             self.outcome["road_reason"] = reason
         self._operation.record(digests={"source": source_digest(job, source)}, details={"road": self.outcome["road"]})
         salt = new_salt()
+        data = table if table is not None else source.frame
+        assert data is not None  # noqa: S101 - what Spark does not open, the direct road does
         return lambda: aggregate(
             job.spark,
-            table if table is not None else source.frame,
+            data,
             plan=plan,
             keys=keys,
             unit=spec.privacy_unit,

@@ -95,9 +95,10 @@ class DiscreteLaplace:
         return max(math.ceil(tail) - 1, 0)
 
     def log_moment(self, t: float) -> float:
-        """log E exp(t X), for abs(t) < 1 / scale: the logarithm of (1 - r)**2 / ((1 - r e**t) (1 - r e**-t))."""
-        ratio = math.exp(-1 / self.scale)
-        return 2 * math.log1p(-ratio) - math.log1p(-ratio * math.exp(t)) - math.log1p(-ratio * math.exp(-t))
+        """log E exp(t X), for abs(t) < 1 / scale: that of (1 - r)**2 / ((1 - r e**t) (1 - r e**-t)) with r = exp(-1 / scale)."""
+        rate = 1 / self.scale
+        # expm1 keeps the digits of 1 - r at large scales.
+        return 2 * math.log(-math.expm1(-rate)) - math.log(-math.expm1(t - rate)) - math.log(-math.expm1(-t - rate))
 
     @property
     def largest_moment(self) -> float:
