@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,28 @@ def yaml_policy(**changes: Any) -> Policy:
     }
     fields = {"version": 1, "roles": {"billing": {"members": ["ann"]}}, "grants": [{**rule, **changes}]}
     return Policy.parse(fields, place="policy.yaml")
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"days": ["monday", "thursday"], "from": "22:00", "to": "06:00"},
+        {"days": ["sunday"], "from": "08:00", "to": "24:00", "not_after": "2026-10-25"},
+        {"from": "23:00", "to": "01:00", "not_before": "2026-10-23"},
+        {"days": ["saturday", "sunday"]},
+    ],
+)
+def test_a_translated_window_is_open_in_the_same_hours_of_a_week(window: dict[str, Any]) -> None:
+    """The week in which summer time ends in Berlin."""
+    policy = yaml_policy(conditions={"time": {"zone": "Europe/Berlin", **window}})
+    translated = to_cedar(policy)
+    other = CedarPolicy(translated.policies, translated.entities, place="translated")
+    request = ask(action="release", dataset="clinic.visits")
+    start = datetime(2026, 10, 20, 0, 30, tzinfo=UTC)
+    hours = [start + timedelta(hours=hour) for hour in range(8 * 24)]
+    opened = [policy.decide(request, at=hour).allow for hour in hours]
+    assert opened == [other.decide(request, at=hour).allow for hour in hours]
+    assert {True, False} == set(opened)
 
 
 @pytest.mark.parametrize(
