@@ -71,7 +71,7 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     if value is None or kind is bool:
         return True
     if kind is int:
-        return -_LARGEST_EXACT_INTEGER <= value <= _LARGEST_EXACT_INTEGER
+        return bool(-_LARGEST_EXACT_INTEGER <= value <= _LARGEST_EXACT_INTEGER)
     if depth > _DEEPEST:
         return False
     if kind is dict:

@@ -11,7 +11,7 @@ class Finding:
 
     :param kind: ``edited``, ``deleted``, ``inserted``, ``moved``, ``swapped``, ``rewritten``, ``truncated`` (leaves);
         ``missing``, ``malformed`` (events); ``unsigned``, ``signature``, ``fork``, ``checkpoint``, ``export`` (checkpoints);
-        ``unlocated``, ``damaged``
+        ``unlocated``, ``damaged``; as a warning ``clock``
     :param position: where, as ``leaf 17 (event <id>)``
     :param text: what, as a sentence without a data value
     """
@@ -30,6 +30,7 @@ class VerificationReport:
     :param root: its root hash in hex
     :param unsealed: events that no checkpoint covers yet; they are no finding
     :param findings: what is wrong
+    :param warnings: what may be wrong or may be a clock that was set: times that go back or lie in the future
     :param notes: what this verification could not tell
     :param signed_by: the name of the key that signed the checkpoint; None when there is no checkpoint
     """
@@ -41,6 +42,7 @@ class VerificationReport:
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
     signed_by: str | None
+    warnings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from lepton_airflow.audit.canonical import parse_canonical
+from lepton_airflow.audit.clock import Clock
 from lepton_airflow.audit.event import SCHEMA
 from lepton_airflow.audit.findings import Finding, Leaf
 from lepton_airflow.audit.log import PRODUCER, event_id_of
@@ -34,6 +35,7 @@ class Producers:
         self._open: dict[uuid.UUID, _Producer] = {}
         self._finished: list[tuple[uuid.UUID, _Producer]] = []
         self._untrusted: set[str] = set()
+        self._clock = Clock()
 
     @property
     def open_count(self) -> int:
@@ -48,6 +50,7 @@ class Producers:
         except (InvalidData, KeyError, TypeError, ValueError, AttributeError):
             yield Finding("malformed", leaf.position, f"The payload is not canonical JSON of the schema {SCHEMA}.")
             return
+        yield from self._clock.check(leaf, event)
         if event["event_id"] != event_id_of(producer_id, sequence):
             yield Finding("malformed", leaf.position, "The event's id does not follow from its producer and number.")
         if event["event_id"] != leaf.event_id:
@@ -79,19 +82,23 @@ class Producers:
                 return
         self._untrusted.add(leaf.event_id)
 
-    def missing(self) -> Iterator[Finding]:
-        """The events that the numbers say were written and that are not there."""
+    def missing(self, is_there: Callable[[str], bool] = lambda _event_id: False) -> Iterator[Finding]:
+        """The events that the numbers say were written and that are not there.
+
+        :param is_there: says of an event id whether the log has it in a part that was not read
+        """
         for producer_id, producer in [*self._finished, *self._open.items()]:
             for start, stop in producer.missing:
                 named = ((number, event_id_of(producer_id, number)) for number in range(start, stop))
-                listed = [
-                    (number, event) for number, event in islice(named, _LONGEST_GAP) if event not in self._untrusted
-                ]
-                for number, event in listed:
+                gone = (
+                    (number, event) for number, event in named if event not in self._untrusted and not is_there(event)
+                )
+                for number, event in islice(gone, _LONGEST_GAP):
                     text = f"Its producer {producer_id} wrote it as number {number}; the log does not have it."
                     yield Finding("missing", f"event {event}", text)
-                if stop - start > _LONGEST_GAP:
-                    where = f"numbers {start + _LONGEST_GAP} to {stop - 1} of producer {producer_id}"
+                more = [number for number, _ in gone]
+                if more:
+                    where = f"numbers {more[0]} to {more[-1]} of producer {producer_id}"
                     yield Finding("missing", where, "They were written; the log does not have them.")
 
 

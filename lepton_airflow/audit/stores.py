@@ -109,7 +109,7 @@ class FsspecStore:
     def __init__(self, url: str) -> None:
         self._url = url
         try:
-            from fsspec.core import url_to_fs
+            from fsspec.core import url_to_fs  # type: ignore[import-untyped]
         except ModuleNotFoundError:
             raise _missing("fsspec is not installed.", url) from None
         try:

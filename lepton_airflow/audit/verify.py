@@ -23,6 +23,7 @@ from lepton_airflow.audit.export import Export
 from lepton_airflow.audit.findings import Finding, Leaf, VerificationReport, leaves
 from lepton_airflow.audit.locate import Placed, locate
 from lepton_airflow.audit.merkle import EMPTY_ROOT, HASH_BYTES, Frontier, leaf_hash, root
+from lepton_airflow.audit.nodes import StoredTree
 from lepton_airflow.audit.producers import Producers
 from lepton_airflow.errors import AuditTampered
 
@@ -39,12 +40,15 @@ def verify(
     *,
     verifier: Verifier,
     exports: Sequence[Path | str],
+    since: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerificationReport:
     """Verify the whole log in one snapshot of the database; neither writers nor the sealer wait for it.
 
     :param verifier: the sealer's public key, from a place that the database's owner cannot change
     :param exports: the folders to which the sealer copies its checkpoints
+    :param since: the signed note of an earlier checkpoint, up to which the log was verified before: that the log extends it is
+        shown by the stored hashes, and the payloads below are read again only if something is wrong
     :param progress: called with the number of events checked and of all events
     :raises AuditUnavailable: the database or an export cannot be reached
     """
@@ -54,6 +58,8 @@ def verify(
     try:
         with reading(engine) as connection:
             verification.read_checkpoints(connection)
+            if since is not None:
+                verification.skip_to(connection, since)
             verification.read_leaves(connection, progress)
             verification.judge_tree(connection)
             verification.check_file(connection)
@@ -67,6 +73,7 @@ class _Verification:
     """The state of one verification.
 
     :param signed: validly signed roots by tree size, those of the exports before those of the database
+    :param start: how many leaves at the beginning are not read
     :param confirmed: the largest size at which the recomputed root is the signed one
     :param contradicted: the smallest size at which it is not
     :param gaps: what the positions alone show; superseded by what a signed list of leaf hashes shows
@@ -77,7 +84,9 @@ class _Verification:
     verifier: Verifier
     exports: Sequence[Export]
     findings: dict[tuple[str, str], Finding] = field(default_factory=dict)
+    warnings: dict[tuple[str, str], Finding] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    start: int = 0
     signed: dict[int, list[bytes]] = field(default_factory=dict)
     exported: dict[Path | str, set[int]] = field(default_factory=dict)
     unsealed: int = 0
@@ -91,7 +100,8 @@ class _Verification:
     producers: Producers = field(default_factory=Producers)
 
     def add(self, kind: str, position: str, text: str) -> None:
-        self.findings.setdefault((kind, position), Finding(kind, position, text))
+        found = self.warnings if kind == "clock" else self.findings
+        found.setdefault((kind, position), Finding(kind, position, text))
 
     @property
     def size(self) -> int:
@@ -107,6 +117,7 @@ class _Verification:
             root=self.signed.get(self.size, [EMPTY_ROOT])[0].hex(),
             unsealed=self.unsealed,
             findings=tuple(self.findings.values()),
+            warnings=tuple(self.warnings.values()),
             notes=tuple(self.notes),
             signed_by=self.verifier.name if self.signed else None,
         )
@@ -153,11 +164,37 @@ class _Verification:
             self.add("fork", f"checkpoint {checkpoint.tree_size}", "Two different roots are signed for this size.")
         return checkpoint
 
+    def skip_to(self, connection: sql.Connection, note: str) -> None:
+        """Begin behind an earlier checkpoint, if the stored hashes still make its root and those of all before it."""
+        checkpoint = self._checkpoint(note, "the earlier checkpoint")
+        if checkpoint is None:
+            return
+        size = checkpoint.tree_size
+        below = sql.select(sql.func.count()).where(leaf_table.c.tree_index.between(0, size - 1))
+        try:
+            frontier = StoredTree(connection, size=size).frontier()
+            unchanged = connection.scalar(below) == size and all(
+                [StoredTree(connection, size=signed).root()] == roots
+                for signed, roots in self.signed.items()
+                if signed <= size
+            )
+        except ValueError:
+            unchanged = False
+        if not unchanged:
+            self.notes.append(f"The log does not extend the checkpoint of {size} events: all of it was read.")
+            return
+        self.start = self.next_index = self.confirmed = size
+        self.frontier = frontier
+        self.notes.append(
+            f"The log extends the checkpoint of {size} events. Their hashes were checked, not their payloads: a payload that"
+            " was changed since they were last verified does not show."
+        )
+
     def read_leaves(self, connection: sql.Connection, progress: Callable[[int, int], None] | None) -> None:
         """Recompute the tree, and follow the producers through sealed and unsealed events."""
-        total = connection.scalar(sql.select(sql.func.count()).select_from(leaf_table)) or 0
+        total = (connection.scalar(sql.select(sql.func.count()).select_from(leaf_table)) or 0) - self.start
         self._compare_root()
-        both = chain(_leaves(connection, sealed=True), _leaves(connection, sealed=False))
+        both = chain(_leaves(connection, sealed=True, start=self.start), _leaves(connection, sealed=False))
         for done, leaf in enumerate(both):
             if leaf.tree_index is not None:
                 self._take_sealed(leaf, leaf.tree_index)
@@ -172,7 +209,13 @@ class _Verification:
                     self.add("edited", leaf.position, _DISAGREE)
             if progress is not None and (done % _CHUNK == 0 or done == total - 1):
                 progress(done + 1, total)
-        for finding in self.producers.missing():
+
+        def unread(event_id: str) -> bool:
+            columns = leaf_table.c
+            found = sql.select(columns.id).where(columns.event_id == event_id, columns.tree_index < self.start)
+            return self.start > 0 and connection.scalar(found) is not None
+
+        for finding in self.producers.missing(unread):
             self.add(finding.kind, finding.position, finding.text)
         if self.producers.open_count:
             self.notes.append(
@@ -276,7 +319,7 @@ class _Verification:
         return len(hashes) == size * HASH_BYTES and root(parts) in self.signed.get(size, [])
 
 
-def _leaves(connection: sql.Connection, *, sealed: bool) -> Iterator[Leaf]:
+def _leaves(connection: sql.Connection, *, sealed: bool, start: int = 0) -> Iterator[Leaf]:
     """The sealed leaves in the order of the tree, or the others in the order of the table."""
     columns = leaf_table.c
     query = sql.select(
@@ -287,7 +330,8 @@ def _leaves(connection: sql.Connection, *, sealed: bool) -> Iterator[Leaf]:
         _raw(connection, columns.leaf_hash).label("leaf_hash"),
     )
     if sealed:
-        query = query.where(columns.tree_index.is_not(None)).order_by(columns.tree_index)
+        query = query.where(columns.tree_index >= start if start else columns.tree_index.is_not(None))
+        query = query.order_by(columns.tree_index)
     else:
         query = query.where(columns.tree_index.is_(None)).order_by(columns.id)
     for row in connection.execution_options(yield_per=_CHUNK).execute(query):

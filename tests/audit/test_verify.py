@@ -502,3 +502,101 @@ def test_a_changed_byte_of_a_payload_in_the_file_names_its_leaf(log: SealedLog, 
         file.write_bytes(damaged)
         assert log.found() == {"edited": [positions[index]]}
         log.engine.dispose()
+
+
+def note_of(log: SealedLog, size: int) -> str:
+    return (log.exports[0] / "checkpoints" / f"{size:020}").read_text()
+
+
+def verify_since(log: SealedLog, size: int, exports: list[Path] | None = None) -> VerificationReport:
+    exports = log.exports if exports is None else exports
+    return verify(log.engine, verifier=log.signer.verifier, exports=exports, since=note_of(log, size))
+
+
+@pytest.mark.parametrize("size", [10, 20, SEALED])
+def test_since_a_checkpoint_only_what_follows_is_read(log: SealedLog, size: int) -> None:
+    seen: list[tuple[int, int]] = []
+    report = verify(
+        log.engine,
+        verifier=log.signer.verifier,
+        exports=log.exports,
+        since=note_of(log, size),
+        progress=lambda *done: seen.append(done),
+    )
+    assert (report.ok, report.tree_size, report.root) == (True, SEALED, log.verify().root)
+    assert seen[-1] == (SEALED + UNSEALED - size, SEALED + UNSEALED - size)
+    assert any(f"extends the checkpoint of {size} events" in note for note in report.notes)
+
+
+def test_since_a_checkpoint_payloads_below_it_are_not_read_unless_something_is_wrong_behind_it(
+    log: SealedLog, place: random.Random
+) -> None:
+    below, behind = place.randrange(20), place.randrange(20, SEALED)
+    expected = [log.at(below), log.at(behind)]
+    payloads = {row["tree_index"]: row["payload"] for row in log.rows()}
+    log.update(below, payload=changed(payloads[below]))
+    assert verify_since(log, 20).ok
+    log.update(behind, payload=changed(payloads[behind]))
+    report = verify_since(log, 20)
+    assert [(finding.kind, finding.position) for finding in report.findings] == [("edited", at) for at in expected]
+
+
+@pytest.mark.parametrize("how", ["deleted", "hash", "cut", "fork"])
+def test_since_a_checkpoint_that_the_log_does_not_extend_everything_is_read_and_located(
+    log: SealedLog, place: random.Random, how: str
+) -> None:
+    index = place.randrange(9)
+    payload = changed(log.rows()[index]["payload"])
+    expected = {"deleted": ("deleted", f"leaf {index}"), "hash": ("edited", log.at(index))}
+    expected |= {"cut": ("truncated", f"leaves 15 to {SEALED - 1}"), "fork": ("fork", "checkpoint 20")}
+    note = note_of(log, 20)
+    if how == "deleted":
+        log.execute(leaf_table.delete().where(leaf_table.c.tree_index == index))
+    elif how == "hash":
+        log.update(index, payload=payload, leaf_hash=leaf_hash(payload.encode()))
+    elif how == "cut":
+        log.execute(leaf_table.delete().where(leaf_table.c.tree_index >= 15))
+    else:
+        note = Checkpoint("test-log", 20, bytes(32)).sign(log.signer)
+    report = verify(log.engine, verifier=log.signer.verifier, exports=log.exports, since=note)
+    assert expected[how] in [(finding.kind, finding.position) for finding in report.findings]
+
+
+def test_an_event_before_the_earlier_checkpoint_is_not_missing(sqlite_engine: sql.Engine, signer: Signer) -> None:
+    """A producer that was at work when the earlier checkpoint was signed: its first numbers are below."""
+    from lepton_airflow.audit.event import Actor, Event
+    from lepton_airflow.audit.log import AuditLog
+
+    log = AuditLog(sqlite_engine, actor=Actor(principal="tester", host="here"), run_key="long")
+    ids = [log.append(Event(action="encrypt", phase="note")) for _ in range(40)]
+    note = seal(sqlite_engine, signer=signer, exports=[]).sign(signer)
+    log.append(Event(action="encrypt", phase="note"))
+    log.close()
+    seal(sqlite_engine, signer=signer, exports=[])
+    assert verify(sqlite_engine, verifier=signer.verifier, exports=[], since=note).ok
+    with sqlite_engine.begin() as connection:
+        connection.execute(leaf_table.update().where(leaf_table.c.event_id == ids[7]).values(event_id="other"))
+    report = verify(sqlite_engine, verifier=signer.verifier, exports=[], since=note)
+    assert [(finding.kind, finding.position) for finding in report.findings] == [("missing", f"event {ids[7]}")]
+
+
+@pytest.mark.parametrize("shift", [-3600, 3600], ids=["back", "into the future"])
+def test_a_clock_that_jumps_is_a_warning_with_its_leaf(
+    sqlite_engine: sql.Engine, signer: Signer, monkeypatch: pytest.MonkeyPatch, shift: int, write: Any
+) -> None:
+    from datetime import datetime, timedelta
+
+    from lepton_airflow.audit import log as module
+
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(seconds=shift)
+
+    write(sqlite_engine, 3)
+    monkeypatch.setattr(module, "datetime", Shifted)
+    [event] = write(sqlite_engine, 1, close=False)
+    seal(sqlite_engine, signer=signer, exports=[])
+    report = verify(sqlite_engine, verifier=signer.verifier, exports=[])
+    assert (report.ok, report.findings) == (True, ())
+    assert [(warning.kind, warning.position) for warning in report.warnings] == [("clock", f"leaf 4 (event {event})")]

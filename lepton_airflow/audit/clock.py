@@ -1,0 +1,46 @@
+"""Times in the log that go back or lie in the future: a clock that was set, or somebody who writes history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from lepton_airflow.audit.findings import Finding, Leaf
+
+#: Within one producer, which has one clock.
+PRODUCER_TOLERANCE = timedelta(seconds=1)
+#: Between machines, whose clocks differ, and events that wait for their commit.
+LOG_TOLERANCE = timedelta(minutes=10)
+
+
+class Clock:
+    """Fed with the leaves in the order of the log."""
+
+    def __init__(self) -> None:
+        self._now = datetime.now(UTC)
+        self._before: datetime | None = None
+        self._producers: dict[str, tuple[int, datetime]] = {}
+
+    def check(self, leaf: Leaf, event: Any) -> Iterator[Finding]:
+        """What is odd about the time of ``event``, the contents of ``leaf``; nothing if it has none of our form."""
+        try:
+            time = datetime.fromisoformat(event["time"])
+            producer, sequence = event["producer"]["id"], event["producer"]["sequence"]
+            late = time - self._now
+        except (TypeError, ValueError, KeyError):
+            return
+        if late > LOG_TOLERANCE:
+            yield Finding("clock", leaf.position, "Its time is in the future.")
+        number, last = self._producers.get(producer, (-1, None))
+        if last is not None and sequence > number and last - time > PRODUCER_TOLERANCE:
+            text = f"Its time is {last - time} before that of its producer's preceding event."
+            yield Finding("clock", leaf.position, text)
+        elif self._before is not None and self._before - time > LOG_TOLERANCE:
+            text = f"Its time is {self._before - time} before that of the event before it in the log."
+            yield Finding("clock", leaf.position, text)
+        self._before = time
+        if event["phase"] == "close":
+            self._producers.pop(producer, None)
+        else:
+            self._producers[producer] = (sequence, time)
