@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
+#: Columns of a terminal that take a budget's figures in one line.
+_WIDE = 120
+
 
 @app.command()
 def create(
@@ -68,7 +71,7 @@ def show(
     balances = ledger.balances(dataset)
     if dataset is not None and not balances:
         raise BudgetError("There is no privacy budget.", place=dataset, remedy="Make one with `lepton budget create`.")
-    console.print(_overview(balances))
+    console.print(*_overview(balances))
     if dataset is not None:
         console.print(_history(balances, ledger))
     if check:
@@ -98,13 +101,15 @@ def release_reservation(
     )
 
 
-def _overview(balances: list[Balance]) -> Table:
+def _overview(balances: list[Balance]) -> list[Table]:
+    """One table with a row for each budget; where the terminal is too narrow for that, a table for each budget."""
     from lepton_airflow.privacy.amount import amount_text
     from lepton_airflow.privacy.periods import period_name
     from lepton_airflow.privacy.records import DRAWN, PUBLISHED
 
-    columns = ("dataset", "privacy unit", "period", "epsilon", "delta", "basic", "zCDP", "PLD", "charged", "left")
-    table = Table(*columns, "releases", "owner")
+    costs = ("epsilon", "delta", "basic", "zCDP", "PLD", "charged", "left")
+    columns = ("dataset", "privacy unit", "period", *costs, "releases", "owner")
+    rows = []
     for balance in balances:
         spending = balance.spending
         texts = (
@@ -118,8 +123,19 @@ def _overview(balances: list[Balance]) -> Table:
             str(sum(release.state in (DRAWN, PUBLISHED) for release in balance.releases)),
             balance.owner,
         )
-        table.add_row(*map(escape, texts))
-    return table
+        rows.append(list(map(escape, texts)))
+    if console.width < _WIDE:
+        narrow = []
+        for row in rows:
+            table = Table(show_header=False)
+            for name, text in zip(columns, row, strict=True):
+                table.add_row(name, text)
+            narrow.append(table)
+        return narrow
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    return [table]
 
 
 def _history(balances: list[Balance], ledger: Ledger) -> Table:

@@ -88,11 +88,11 @@ class LeptonHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Check the settings, the policy and the audit database (Airflow's *Test* button)."""
-        from lepton_airflow.access.policy import Policy
+        from lepton_airflow.access.engine import load_policy
         from lepton_airflow.audit.database import connect
 
         try:
-            Policy.load(self.settings.policy)
+            load_policy(self.settings)
             connect(self.settings).dispose()
         except LeptonError as error:
             return False, str(error)
