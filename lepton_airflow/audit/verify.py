@@ -1,10 +1,6 @@
 """Verification: recompute everything from the payloads and hold it against every signed checkpoint.
 
-It finds and locates edits, deletions, insertions, moves, a cut tail and a full rewrite of sealed events, as long as one
-export survives that the attacker could not write to; and events that were lost or changed before they were sealed, when
-a later event of their producer is there. It cannot see: events cut off the end of a producer that has not closed,
-before they were sealed; events that someone who can write to the database adds in a new producer's name; and a log
-that was taken back to an older signed checkpoint together with every export.
+What it detects and what it cannot is :data:`EXPLANATION`, which ``lepton audit verify --explain`` prints.
 """
 
 from __future__ import annotations
@@ -27,7 +23,22 @@ from lepton_airflow.audit.nodes import StoredTree
 from lepton_airflow.audit.producers import Producers
 from lepton_airflow.errors import AuditTampered
 
-__all__ = ["Finding", "VerificationReport", "verify"]
+__all__ = ["EXPLANATION", "Finding", "VerificationReport", "verify"]
+
+EXPLANATION = """\
+Found and located, as long as one export survives that the attacker could not write to:
+  edited, deleted, inserted, moved or swapped events; a cut tail; a full rewrite, also one that is signed with a stolen key;
+  a fork (two signed roots of one size, or a signed checkpoint that the log does not extend); missing or damaged checkpoints
+  and exports; events that were lost or changed before they were sealed, when a later event of their producer is there.
+Warned of: times that go back by more than a second within one producer, by more than ten minutes in the log, or that lie
+  more than ten minutes in the future.
+With --since: payloads below the checkpoint are not read again unless something is wrong behind it.
+With --offline: nothing is said of events outside the export.
+Not detected:
+  events cut off the end of a producer that has not closed, before they were sealed;
+  events that someone who can write to the database adds in a new producer's name, or never writes;
+  a log that was taken back to an older signed checkpoint together with every export;
+  times that a writer invents within the bounds above."""
 
 _CHUNK = 1000
 _LONGEST_LIST = 16

@@ -1,25 +1,28 @@
-"""``lepton audit``: seal the log, verify it, migrate its database."""
+"""``lepton audit``: seal the log, verify it, search it, export it, migrate its database."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from lepton_airflow.cli import audit_search
+from lepton_airflow.cli.audit_search import audit_database
 from lepton_airflow.cli.console import HomeOption, console, errors
-from lepton_airflow.settings import Settings, load_settings
+from lepton_airflow.errors import UnreadableSource
+from lepton_airflow.settings import load_settings
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from lepton_airflow.audit.verify import VerificationReport
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(audit_search.search)
+app.command()(audit_search.tail)
+app.command()(audit_search.export)
 
 _SHOWN = 100
 
@@ -35,34 +38,49 @@ def seal(home: HomeOption = None) -> None:
 
     settings = load_settings(home)
     signer = Signer.load(settings.checkpoint_signer)
-    with _database(settings) as engine:
+    with audit_database(settings) as engine:
         checkpoint = seal_log(engine, signer=signer, exports=settings.checkpoint_exports)
     typer.echo(f"sealed: {checkpoint.tree_size} events, root {checkpoint.root_hash.hex()}, signed by {signer.name}")
 
 
 @app.command()
-def verify(home: HomeOption = None) -> None:
-    """Recompute the whole log and hold it against every signed checkpoint; exit status 1 if anything is wrong."""
+def verify(
+    since: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="A signed checkpoint, verified before: read only what follows it."),
+    ] = None,
+    offline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Verify what `lepton audit export` wrote, without the database."),
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what is detected and what is not.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Recompute the log and hold it against every signed checkpoint; exit status 1 if anything is wrong."""
     from lepton_airflow.audit.checkpoint import Verifier
+    from lepton_airflow.audit.ranges import verify_range
+    from lepton_airflow.audit.verify import EXPLANATION
     from lepton_airflow.audit.verify import verify as verify_log
 
+    if explain:
+        typer.echo(EXPLANATION)
+        return
     settings = load_settings(home)
     verifier = Verifier.load(settings.checkpoint_verifier)
-    with _database(settings) as engine, Progress(console=errors, transient=True) as progress:
+    earlier = None if since is None else _read_note(since)
+    if offline is not None:
+        _report(verify_range(offline, verifier=verifier, since=earlier))
+        return
+    with audit_database(settings) as engine, Progress(console=errors, transient=True) as progress:
         task = progress.add_task("verifying", total=None)
         report = verify_log(
             engine,
             verifier=verifier,
             exports=settings.checkpoint_exports,
+            since=earlier,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    for note in report.notes:
-        errors.print(f"note: {note}", style="dim", markup=False, highlight=False, soft_wrap=True)
-    if not report.ok:
-        _print_findings(report)
-        raise typer.Exit(1)
-    signed = f"signed by {report.signed_by}" if report.signed_by else "nothing signed yet"
-    typer.echo(f"ok: {report.tree_size} events, root {report.root}, {signed}")
+    _report(report)
 
 
 @app.command()
@@ -71,20 +89,38 @@ def migrate(home: HomeOption = None) -> None:
     from lepton_airflow.audit.database import migrate as migrate_database
 
     settings = load_settings(home)
-    with _database(settings, check_schema=False) as engine:
+    with audit_database(settings, check_schema=False) as engine:
         migrate_database(engine)
     typer.echo("migrated: the schema of the audit database is current")
 
 
-@contextmanager
-def _database(settings: Settings, *, check_schema: bool = True) -> Iterator[Engine]:
-    from lepton_airflow.audit.database import connect
+def _report(report: VerificationReport) -> None:
+    for warning in report.warnings[:_SHOWN]:
+        _say(f"warning: {warning.position}: {warning.text}")
+    if len(report.warnings) > _SHOWN:
+        _say(f"warning: and {len(report.warnings) - _SHOWN} more times that are odd")
+    for note in report.notes:
+        _say(f"note: {note}")
+    if not report.ok:
+        _print_findings(report)
+        raise typer.Exit(1)
+    signed = f"signed by {report.signed_by}" if report.signed_by else "nothing signed yet"
+    typer.echo(f"ok: {report.tree_size} events, root {report.root}, {signed}")
 
-    engine = connect(settings, check_schema=check_schema)
+
+def _say(text: str) -> None:
+    errors.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _read_note(path: Path) -> str:
     try:
-        yield engine
-    finally:
-        engine.dispose()
+        return path.read_text(errors="replace")
+    except OSError as error:
+        raise UnreadableSource(
+            f"The checkpoint cannot be read ({type(error).__name__}).",
+            place=str(path),
+            remedy="Name a file of an export, such as checkpoints/00000000000000000020.",
+        ) from None
 
 
 def _print_findings(report: VerificationReport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from lepton_airflow.audit.checkpoint import generate_signer
 from lepton_airflow.cli.audit import app
-from lepton_airflow.errors import AuditTampered, ConfigurationError, KeyUnavailable
+from lepton_airflow.errors import AuditTampered, ConfigurationError, KeyUnavailable, SpecError, UnreadableSource
 from lepton_airflow.settings import Settings
 
 
@@ -27,8 +28,9 @@ def log_home(tmp_path: Path, sqlite_engine: sql.Engine, write: Any) -> Path:
     return tmp_path
 
 
-def lepton_audit(command: str, home: Path) -> Result:
-    return CliRunner().invoke(app, [command, "--home", str(home)], env={"COLUMNS": "200"})
+def lepton_audit(command: str, home: Path, *arguments: str | Path) -> Result:
+    given = [command, *(str(argument) for argument in arguments), "--home", str(home)]
+    return CliRunner().invoke(app, given, env={"COLUMNS": "200"})
 
 
 def test_a_good_log_is_ok_with_its_root_and_signer(log_home: Path) -> None:
@@ -88,3 +90,48 @@ def test_without_settings_or_keys_the_error_is_typed(tmp_path: Path, log_home: P
     assert isinstance(lepton_audit("verify", tmp_path / "nowhere").exception, ConfigurationError)
     Settings(home=log_home).checkpoint_verifier.unlink()
     assert isinstance(lepton_audit("verify", log_home).exception, KeyUnavailable)
+
+
+def test_what_is_exported_verifies_offline_without_the_database(log_home: Path) -> None:
+    lepton_audit("seal", log_home)
+    folder = log_home / "export"
+    exported = lepton_audit("export", log_home, "--from", "5", "--to", "14", "-o", folder)
+    assert exported.stdout.startswith("exported: leaves 5 to 14 of 20, root ")
+    (log_home / "audit.db").unlink()
+    verified = lepton_audit("verify", log_home, "--offline", folder / "events.parquet")
+    assert (verified.exit_code, verified.stdout[:13]) == (0, "ok: 20 events")
+    assert "Only leaves 5 to 14 of 20 are here" in verified.stderr
+    data = bytearray((folder / "checkpoint").read_bytes())
+    data[20] ^= 1
+    (folder / "checkpoint").write_bytes(data)
+    assert lepton_audit("verify", log_home, "--offline", folder).exit_code == 1
+
+
+def test_an_unclear_range_is_an_error(log_home: Path, tmp_path: Path) -> None:
+    for arguments in ((), ("--all", "--from", "1")):
+        failed = lepton_audit("export", log_home, "-o", tmp_path / "export", *arguments)
+        assert isinstance(failed.exception, SpecError)
+
+
+def test_verifying_since_a_checkpoint_says_what_it_did_not_read(log_home: Path) -> None:
+    lepton_audit("seal", log_home)
+    note = log_home / "checkpoints" / "checkpoint"
+    verified = lepton_audit("verify", log_home, "--since", note)
+    assert (verified.exit_code, verified.stdout[:13]) == (0, "ok: 20 events")
+    assert "not their payloads" in verified.stderr
+    assert isinstance(lepton_audit("verify", log_home, "--since", log_home / "none").exception, UnreadableSource)
+
+
+def test_what_cannot_be_detected_is_explained(tmp_path: Path) -> None:
+    assert "Not detected:" in lepton_audit("verify", tmp_path, "--explain").stdout
+
+
+def test_events_are_searched_and_the_last_are_shown(log_home: Path) -> None:
+    found = lepton_audit("search", log_home, "--dataset", "clinic", "--limit", "2", "--json")
+    assert [json.loads(line)["counts"] for line in found.stdout.splitlines()] == [{"rows": 18}, {"rows": 17}]
+    shown = lepton_audit("search", log_home, "--principal", "tester", "--action", "encrypt")
+    assert shown.stdout.count("dag/task/run/0") == 19
+    assert "no such events" in lepton_audit("search", log_home, "--dataset", "other").stderr
+    last = lepton_audit("tail", log_home, "-n", "2", "--json")
+    assert [json.loads(line)["phase"] for line in last.stdout.splitlines()] == ["note", "close"]
+    assert "close" in lepton_audit("tail", log_home).stdout
