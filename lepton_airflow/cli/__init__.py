@@ -7,7 +7,7 @@ import sys
 import typer
 
 from lepton_airflow import __version__
-from lepton_airflow.cli import access, audit, budget, keys, release_review
+from lepton_airflow.cli import access, audit, budget, keys, lineage, release_review
 from lepton_airflow.cli.console import errors
 from lepton_airflow.cli.home import init
 from lepton_airflow.cli.jobs import run
@@ -27,6 +27,7 @@ app.add_typer(keys.app, name="keys", help="Identities, keysets and who can open 
 app.add_typer(access.app, name="access", help="What the policy decides, and its mistakes.")
 app.add_typer(audit.app, name="audit", help="Seal and verify the audit log.")
 app.add_typer(budget.app, name="budget", help="Privacy budgets and what is left of them.")
+app.add_typer(lineage.app, name="lineage", help="Where data came from and where it went.")
 app.add_typer(release_review.app, name="release", help="Releases: from a plan to a receipt.")
 
 
