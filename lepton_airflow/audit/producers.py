@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -102,6 +103,11 @@ class Producers:
                     yield Finding("missing", where, "They were written; the log does not have them.")
 
 
+@lru_cache(maxsize=1024)
+def _uuid(text: str) -> uuid.UUID:
+    return uuid.UUID(text)
+
+
 def _producer_fields(event: Any) -> tuple[uuid.UUID, int, str | None, int | None]:
     """The producer's id, the event's number, its predecessor's hash, and the count of a closing event."""
     producer = event["producer"]
@@ -110,7 +116,7 @@ def _producer_fields(event: Any) -> tuple[uuid.UUID, int, str | None, int | None
     count = event["counts"]["events"] if closing else None
     if event["schema"] != SCHEMA or type(sequence) is not int or sequence < 0:
         raise ValueError("not an event of this schema")
-    return uuid.UUID(producer["id"]), sequence, previous, count
+    return _uuid(producer["id"]), sequence, previous, count
 
 
 def _hashes(leaf: Leaf | None) -> tuple[str | None, ...]:

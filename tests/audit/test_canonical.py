@@ -82,3 +82,29 @@ def test_a_value_without_a_canonical_form_is_refused_without_quoting_it(value: A
 def test_a_digest_does_not_depend_on_the_order_of_keys() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest({}) == "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+
+
+_texts = st.text(max_size=8) | st.sampled_from(
+    ["1.5", ",1e5", "[12345678901234567", "\x7f", "\x00", '"', "\\", "ß", "😀", "﷐"]
+)
+_numbers = st.integers(-(2**54), 2**54) | st.floats() | st.sampled_from([1e20, 1e21, 0.5, 2**53, 2**53 - 1, -0.0])
+_any_json = st.recursive(
+    st.none() | st.booleans() | _texts | _numbers,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(_texts | st.integers(0, 3) | st.none(), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(_any_json)
+def test_the_fast_form_is_the_reference_librarys(value: Any) -> None:
+    import rfc8785
+
+    try:
+        expected = rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, RecursionError):
+        with pytest.raises(InvalidData):
+            canonical_json(value)
+    else:
+        assert canonical_json(value) == expected

@@ -125,6 +125,12 @@ def test_an_event_that_is_no_json_is_refused_and_leaves_no_gap(engine: sql.Engin
     assert json.loads(rows(engine)[0].payload)["producer"]["sequence"] == 0
 
 
+@pytest.mark.parametrize("sequence", [0, 1, 9, 10, 12345, 2**40])
+def test_an_events_id_is_the_uuid_of_version_5(sequence: int) -> None:
+    producer = uuid.uuid4()
+    assert event_id_of(producer, sequence) == str(uuid.uuid5(producer, str(sequence)))
+
+
 def test_an_unknown_phase_is_refused() -> None:
     with pytest.raises(InvalidData, match="Unknown phase"):
         Event(action="encrypt", phase="done")  # type: ignore[arg-type]
