@@ -15,7 +15,8 @@ _LINE = 17
 _PADDING = 10
 _MARGIN = 24
 _SHOWN_COLUMNS = 8
-_LONGEST = 36
+_LONGEST = 34
+_LONGEST_NAME = 28
 _TEXT = 'role="img" font-family="system-ui, sans-serif" font-size="12"'
 _ARROW = (
     '<defs><marker id="arrow" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" '
@@ -110,7 +111,7 @@ def _place(boxes: list[_Box], edges: list[tuple[_Box, _Box]]) -> tuple[float, fl
 
 
 def _dataset_box(graph: Graph, name: str, focus: str, rank: int) -> _Box:
-    lines = [_short(name)]
+    lines = [_short(name, _LONGEST_NAME)]
     for step in graph.within(name):
         lines.append(f"keys rotated {step.last[:10]}" + (f" ({step.runs} times)" if step.runs > 1 else ""))
     return _Box("focus" if name == focus else "dataset", lines, rank, name)
@@ -131,11 +132,11 @@ def _full_text(step: Step) -> str:
     return "\n".join((step.task, step.run_key, *(f"{column}: {became}" for column, became in step.columns.items())))
 
 
-def _short(text: str) -> str:
+def _short(text: str, longest: int = _LONGEST) -> str:
     """What fits a box; of a long path the end is what tells it apart."""
-    if len(text) <= _LONGEST:
+    if len(text) <= longest:
         return text
-    return "…" + text[-(_LONGEST - 1) :] if text.startswith("/") or "://" in text else text[: _LONGEST - 1] + "…"
+    return "…" + text[-(longest - 1) :] if text.startswith("/") or "://" in text else text[: longest - 1] + "…"
 
 
 def _rectangle(box: _Box) -> str:
