@@ -1,0 +1,141 @@
+"""A full disk and a server that disappears: typed, nothing half-written, and no work without its intent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sql
+
+from lepton_airflow.access.guard import Guard
+from lepton_airflow.access.policy import Policy
+from lepton_airflow.audit.checkpoint import Signer
+from lepton_airflow.audit.database import connect, leaf_table
+from lepton_airflow.audit.event import Actor, Event
+from lepton_airflow.audit.log import AuditLog
+from lepton_airflow.audit.sealer import seal
+from lepton_airflow.audit.verify import verify
+from lepton_airflow.errors import AuditUnavailable
+from lepton_airflow.settings import Settings
+
+fork = multiprocessing.get_context("fork")
+POLICY = """
+version: 1
+roles:
+  everyone: {members: [tester]}
+grants:
+  - {id: tests, role: everyone, actions: [decrypt], datasets: ["*"], columns: ["*"], purposes: [test]}
+"""
+
+
+def in_child(work: Callable[[Any], None]) -> Any:
+    """Run ``work`` in a process of its own; what it puts into the queue."""
+    results = fork.Queue()
+    process = fork.Process(target=work, args=(results,))
+    process.start()
+    result = results.get(timeout=60)
+    process.join()
+    return result
+
+
+def no_file_grows_beyond(size: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_fails_closed_and_what_was_acknowledged_is_there(
+    sqlite_engine: sql.Engine, sqlite_settings: Settings, signer: Signer
+) -> None:
+    sqlite_engine.dispose()
+    file = sqlite_settings.home / "audit.db"
+
+    def write(results: Any) -> None:
+        no_file_grows_beyond(file.stat().st_size + 200_000)
+        log = AuditLog(connect(sqlite_settings), actor=Actor(principal="tester", host="here"), run_key="full")
+        acknowledged = []
+        try:
+            for _ in range(2000):
+                acknowledged += log.append_all([Event(action="encrypt", phase="note")] * 3)
+            results.put((None, acknowledged))
+        except Exception as error:
+            results.put((type(error).__name__, acknowledged))
+
+    failure, acknowledged = in_child(write)
+    assert failure == "AuditUnavailable"
+    assert len(acknowledged) > 30
+    with sqlite_engine.connect() as connection:
+        stored = list(connection.scalars(sql.select(leaf_table.c.event_id).order_by(leaf_table.c.id)))
+    assert stored == acknowledged
+    seal(sqlite_engine, signer=signer, exports=[])
+    assert verify(sqlite_engine, verifier=signer.verifier, exports=[]).findings == ()
+
+
+def test_a_disk_that_is_full_for_the_sealer_signs_nothing(
+    sqlite_engine: sql.Engine, sqlite_settings: Settings, signer: Signer, write: Any
+) -> None:
+    write(sqlite_engine, 600)
+    sqlite_engine.dispose()
+
+    def seal_on_full_disk(results: Any) -> None:
+        no_file_grows_beyond(40_000)
+        try:
+            seal(connect(sqlite_settings), signer=signer, exports=[])
+            results.put(None)
+        except Exception as error:
+            results.put(type(error).__name__)
+
+    assert in_child(seal_on_full_disk) == "AuditUnavailable"
+    report = verify(sqlite_engine, verifier=signer.verifier, exports=[])
+    assert (report.ok, report.tree_size, report.unsealed) == (True, 0, 601)
+    assert seal(sqlite_engine, signer=signer, exports=[]).tree_size == 601
+
+
+@contextmanager
+def away(engine: sql.Engine) -> Iterator[None]:
+    """The server ends every connection to the database and takes no new one."""
+    name = engine.url.database
+    other = sql.create_engine(engine.url.set(database="postgres"), isolation_level="AUTOCOMMIT")
+    with other.connect() as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        connection.exec_driver_sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        yield
+        connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    other.dispose()
+
+
+@pytest.mark.parametrize("when", ["before the intent", "during the work"])
+def test_a_database_that_disappears_stops_the_operation(
+    postgresql_engine: sql.Engine, signer: Signer, tmp_path: Path, when: str
+) -> None:
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    policy = Policy.load(tmp_path / "policy.yaml")
+    log = AuditLog(postgresql_engine, actor=Actor(principal="tester", host="here"), run_key="run")
+    guard = Guard(log=log, policy=policy, principal="tester", spec_digest="d")
+    log.append(Event(action="encrypt", phase="note"))
+    worked = []
+
+    def operate() -> None:
+        with guard.operation(action="decrypt", dataset="clinic", columns=("email",), purpose="test"):
+            worked.append(True)
+            if when == "during the work":
+                outage.enter_context(away(postgresql_engine))
+
+    from contextlib import ExitStack
+
+    with ExitStack() as outage:
+        if when == "before the intent":
+            outage.enter_context(away(postgresql_engine))
+        with pytest.raises(AuditUnavailable) as caught:
+            operate()
+        assert not caught.value.final, "a retry may help"
+    assert bool(worked) == (when == "during the work")
+    log.close()
+    seal(postgresql_engine, signer=signer, exports=[])
+    report = verify(postgresql_engine, verifier=signer.verifier, exports=[])
+    assert (report.findings, report.tree_size) == ((), 3 if worked else 2)
