@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -24,7 +25,7 @@ from lepton_airflow.columnar.dataset import ParquetTable
 from lepton_airflow.columnar.failures import errors_for_the_driver
 from lepton_airflow.columnar.tasks import Task, plan_tasks
 from lepton_airflow.columnar.types import arrow_type
-from lepton_airflow.errors import UnsupportedType
+from lepton_airflow.errors import UnsupportedType, from_wire
 from lepton_airflow.privacy.bounding import SaltedHash
 from lepton_airflow.privacy.design import Key, ReleaseDesign
 from lepton_airflow.privacy.groups import GROUP_TYPES, declared_keys
@@ -43,6 +44,9 @@ _PARTITION_BYTES = 96 << 20
 #: Bytes of a row in messages: its unit, and each group and measure.
 _UNIT_BYTES, _COLUMN_BYTES = 16, 4
 _MOST_PARTITIONS = 1 << 16
+#: How much larger a partition may be than guessed before rows are counted; and guesses, in partitions that work at once, that are
+#: believed at all.
+_SKEW, _MOST_GUESSED = 4, 64
 #: Totals that the driver takes from all partitions together; more are summed on the workers first.
 _COLLECTED = 1 << 22
 
@@ -109,7 +113,7 @@ def aggregate(
     Rows whose unit is null are left out: they belong to nobody whom the bounds could protect. Rows of groups that were not
     declared are left out too. An empty table gives zeros, and no groups that are chosen privately.
 
-    :param source: a DataFrame, whose rows are counted first; or, for the direct road, a Parquet table
+    :param source: for the direct road, a Parquet table; or a DataFrame, whose rows are counted if Spark's estimate does not do
     :param keys: for each grouping of the plan the declared keys, whose order the results keep; None where they are not declared
     :param salt: 63 bits, see :mod:`lepton_airflow.privacy.bounding`
     :param dataset: its name, for errors
@@ -121,7 +125,6 @@ def aggregate(
     :raises InvalidData: the unit column was encrypted under several keys, so that one unit can have several ciphertexts
     :raises Exception: as Spark wraps it, with a :class:`LeptonError` on the wire inside
     """
-    context = spark_session.sparkContext
     grouped = [name for grouping in plan.groupings for name in grouping.by]
     names = list(dict.fromkeys([unit, *grouped, *(measure.column for measure in plan.measures)]))
     stored = T.StructType([source.schema[name] for name in names])
@@ -132,85 +135,153 @@ def aggregate(
         else PublicKeys(grouping.by, declared_keys(schema, by=grouping.by, keys=own, dataset=dataset))
         for grouping, own in zip(plan.groupings, keys, strict=True)
     )
-    if partitions is None:
-        rows = source.rows if isinstance(source, ParquetTable) else source.select(_column(unit)).count()
-        size = _UNIT_BYTES + _COLUMN_BYTES * (len(groupings) + len(plan.measures))
-        needed = math.ceil(rows * size / _PARTITION_BYTES)
-        partitions = min(max(needed, context.defaultParallelism), _MOST_PARTITIONS)
-    hashed = SaltedHash(salt)
-    scatter = Scatter(
-        unit=unit,
-        groupings=groupings,
-        measures=plan.measures,
-        types={name: cast("pa.DataType", arrow_type(schema[name].dataType)) for name in names},
-        hashed=hashed,
-        partitions=partitions,
-        reveal=reveal,
-    )
-    public = plan.width * sum(len(grouping.keys) for grouping in groupings if isinstance(grouping, PublicKeys))
-    large = public * partitions > _COLLECTED
-    merged = large or any(isinstance(grouping, PrivateKeys) for grouping in groupings)
-    work = PartitionTotals(
+    run = _Run(
         plan=plan,
         groupings=groupings,
-        hashed=hashed,
+        names=tuple(names),
+        types={name: cast("pa.DataType", arrow_type(schema[name].dataType)) for name in names},
+        unit=unit,
+        hashed=SaltedHash(salt),
+        dataset=dataset,
         unit_is_encrypted=unit_is_encrypted,
-        buckets=tuple(partitions if large or isinstance(grouping, PrivateKeys) else 1 for grouping in groupings),
+        reveal=reveal,
     )
+    parallelism = spark_session.sparkContext.defaultParallelism
     if isinstance(source, ParquetTable):
-        tasks = plan_tasks(source.row_groups, parallelism=context.defaultParallelism)
-        read = context.parallelize(tasks, max(len(tasks), 1))
-        totals = _directly(read, _Reading(source, names, schema), scatter, work, dataset)
-    else:
-        totals = _through_spark(source, names, scatter, work, dataset)
-    if merged:
-        # Buckets are numbered by grouping, so that what streams to the driver comes grouping by grouping.
-        merge = _in_workers(partial(_merged, Merge(plan=plan, groupings=groupings)), dataset)
-        totals = totals.partitionBy(1 + sum(work.buckets), _itself).mapPartitions(merge)
-    collected = totals.values().toLocalIterator() if merged else iter(totals.values().collect())
-    return Aggregates(collected, plan=plan, groupings=groupings, place=f"{dataset}.{unit}")
+        tasks = plan_tasks(source.row_groups, parallelism=parallelism)
+        read = spark_session.sparkContext.parallelize(tasks, max(len(tasks), 1))
+        reading = _Reading(source, names, schema)
+        count = partitions or run.partitions(source.rows, parallelism)
+        return run.aggregates(run.directly(read, reading, count), count)
+    guess = partitions or run.guessed_partitions(source, parallelism)
+    if guess is not None:
+        try:
+            return run.aggregates(run.through_spark(source, guess, limited=partitions is None), guess)
+        except Exception as error:
+            failed = from_wire(str(error))
+            if failed is None or _TooMuch.__name__ not in failed.rule:
+                raise
+    count = run.partitions(source.select(_column(unit)).count(), parallelism)
+    return run.aggregates(run.through_spark(source, count, limited=False), count)
 
 
-def _directly(
-    tasks: RDD[Task], reading: _Reading, scatter: Scatter, work: PartitionTotals, dataset: str
-) -> RDD[tuple[int, Total]]:
-    """The direct road: totals by bucket. No row crosses into the JVM, and no query is planned."""
-
-    def sent(own: Iterator[Task]) -> Iterator[tuple[int, bytes]]:
-        for task in own:
-            for partition, message in scatter.messages(reading(task)):
-                yield partition, packed(message)
-
-    messages = tasks.mapPartitions(_in_workers(sent, dataset)).partitionBy(scatter.partitions, _itself)
-    return messages.mapPartitions(_in_workers(partial(_bounded, work), dataset))
+class _TooMuch(Exception):
+    """A partition has so many rows that it has to be seen how many there are in all."""
 
 
-def _through_spark(
-    frame: DataFrame, names: Sequence[str], scatter: Scatter, work: PartitionTotals, dataset: str
-) -> RDD[tuple[int, Total]]:
-    """The DataFrame road: totals by bucket."""
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One aggregation.
 
-    def sent(batches: Batches) -> Batches:
-        named = (pa.RecordBatch.from_arrays(batch.columns, names=list(names)) for batch in batches)
-        for partition, message in scatter.messages(named):
-            yield _row(partition=partition, message=packed(message))
+    :ivar names: of the columns that are read
+    :ivar types: of these columns, in clear
+    """
 
-    def bounded(rows: Batches) -> Batches:
-        messages = (
-            (partition, message.as_buffer())
-            for batch in rows
-            for partition, message in zip(batch["partition"].to_pylist(), batch["message"], strict=True)
+    plan: ReleasePlan
+    groupings: tuple[PrivateKeys | PublicKeys, ...]
+    names: tuple[str, ...]
+    types: Mapping[str, pa.DataType]
+    unit: str
+    hashed: SaltedHash
+    dataset: str
+    unit_is_encrypted: bool
+    reveal: Reveal | None
+
+    def partitions(self, rows: int, parallelism: int) -> int:
+        """Over how many partitions the units of a table are spread, at least as many as work at once."""
+        size = _UNIT_BYTES + _COLUMN_BYTES * (len(self.groupings) + len(self.plan.measures))
+        return min(max(math.ceil(rows * size / _PARTITION_BYTES), parallelism), _MOST_PARTITIONS)
+
+    def guessed_partitions(self, frame: DataFrame, parallelism: int) -> int | None:
+        """The same, by Spark's estimate, which saves running the query twice; None if that says little."""
+        columns = [_column(name) for name in self.names]
+        # Spark has no other way to ask for it. What it estimates can be compressed; of joins it estimates far too much.
+        statistics = frame.select(*columns)._jdf.queryExecution().optimizedPlan().stats()
+        guess = math.ceil(2 * int(str(statistics.sizeInBytes())) / _PARTITION_BYTES)
+        return max(guess, parallelism) if guess <= _MOST_GUESSED * parallelism else None
+
+    def aggregates(self, totals: RDD[tuple[int, Total]], partitions: int) -> Aggregates:
+        """What the driver reads, given the totals by bucket of all partitions."""
+        work = self._work(partitions)
+        if self._merged(partitions):
+            # Buckets are numbered by grouping, so that what streams to the driver comes grouping by grouping.
+            merge = _in_workers(partial(_merged, Merge(plan=self.plan, groupings=self.groupings)), self.dataset)
+            totals = totals.partitionBy(1 + sum(work.buckets), _itself).mapPartitions(merge)
+            collected = totals.values().toLocalIterator()
+        else:
+            collected = iter(totals.values().collect())
+        place = f"{self.dataset}.{self.unit}"
+        return Aggregates(collected, plan=self.plan, groupings=self.groupings, place=place)
+
+    def directly(self, tasks: RDD[Task], reading: _Reading, partitions: int) -> RDD[tuple[int, Total]]:
+        """The direct road: totals by bucket. No row crosses into the JVM, and no query is planned."""
+        scatter = self._scatter(partitions)
+
+        def sent(own: Iterator[Task]) -> Iterator[tuple[int, bytes]]:
+            for task in own:
+                for partition, message in scatter.messages(reading(task)):
+                    yield partition, packed(message)
+
+        messages = tasks.mapPartitions(_in_workers(sent, self.dataset)).partitionBy(partitions, _itself)
+        return messages.mapPartitions(_in_workers(partial(_bounded, self._work(partitions)), self.dataset))
+
+    def through_spark(self, frame: DataFrame, partitions: int, *, limited: bool) -> RDD[tuple[int, Total]]:
+        """The DataFrame road: totals by bucket.
+
+        :param limited: a partition with far more rows than it should have is an error
+        """
+        scatter, work, names = self._scatter(partitions), self._work(partitions), list(self.names)
+        limit = _SKEW * _PARTITION_BYTES if limited else None
+
+        def sent(batches: Batches) -> Batches:
+            named = (pa.RecordBatch.from_arrays(batch.columns, names=names) for batch in batches)
+            for partition, message in scatter.messages(named):
+                yield _row(partition=partition, message=packed(message))
+
+        def bounded(rows: Batches) -> Batches:
+            messages = (
+                (partition, message.as_buffer())
+                for batch in rows
+                for partition, message in zip(batch["partition"].to_pylist(), batch["message"], strict=True)
+            )
+            for bucket, (grouping, message) in _bounded(work, messages, limit):
+                yield _row(bucket=bucket, grouping=grouping, message=message)
+
+        # Spark looks columns up by name, and does not cope with dots and quotes in them.
+        columns = [F.col(_column(name)).alias(f"column{place}") for place, name in enumerate(names)]
+        messages = frame.select(*columns).mapInArrow(_in_workers(sent, self.dataset), "partition int, message binary")
+        totals = messages.repartitionById(partitions, "partition").mapInArrow(
+            _in_workers(bounded, self.dataset), "bucket int, grouping int, message binary"
         )
-        for bucket, (grouping, message) in _bounded(work, messages):
-            yield _row(bucket=bucket, grouping=grouping, message=message)
+        return totals.rdd.map(lambda row: (row["bucket"], (row["grouping"], row["message"])))
 
-    # Spark looks columns up by name, and does not cope with dots and quotes in them.
-    columns = [F.col(_column(name)).alias(f"column{place}") for place, name in enumerate(names)]
-    messages = frame.select(*columns).mapInArrow(_in_workers(sent, dataset), "partition int, message binary")
-    totals = messages.repartitionById(scatter.partitions, "partition").mapInArrow(
-        _in_workers(bounded, dataset), "bucket int, grouping int, message binary"
-    )
-    return totals.rdd.map(lambda row: (row["bucket"], (row["grouping"], row["message"])))
+    def _scatter(self, partitions: int) -> Scatter:
+        return Scatter(
+            unit=self.unit,
+            groupings=self.groupings,
+            measures=self.plan.measures,
+            types=self.types,
+            hashed=self.hashed,
+            partitions=partitions,
+            reveal=self.reveal,
+        )
+
+    def _work(self, partitions: int) -> PartitionTotals:
+        large = self._large(partitions)
+        return PartitionTotals(
+            plan=self.plan,
+            groupings=self.groupings,
+            hashed=self.hashed,
+            unit_is_encrypted=self.unit_is_encrypted,
+            buckets=tuple(partitions if large or isinstance(one, PrivateKeys) else 1 for one in self.groupings),
+        )
+
+    def _large(self, partitions: int) -> bool:
+        groups = sum(len(grouping.keys) for grouping in self.groupings if isinstance(grouping, PublicKeys))
+        return groups * self.plan.width * partitions > _COLLECTED
+
+    def _merged(self, partitions: int) -> bool:
+        return self._large(partitions) or any(isinstance(one, PrivateKeys) for one in self.groupings)
 
 
 def _row(*, message: bytes, **numbers: int) -> pa.RecordBatch:
@@ -234,11 +305,20 @@ class _Reading:
         return read_batches(task, self._file_keys, columns=self._columns, dictionaries=self._dictionaries)
 
 
-def _bounded(work: PartitionTotals, messages: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Total]]:
-    """The totals of the partitions whose messages are given, by bucket."""
+def _bounded(
+    work: PartitionTotals, messages: Iterable[tuple[int, Any]], limit: int | None = None
+) -> Iterator[tuple[int, Total]]:
+    """The totals of the partitions whose messages are given, by bucket.
+
+    :raises _TooMuch: the messages are larger than ``limit``
+    """
     partitions: dict[int, list[pa.RecordBatch]] = {}
+    size = 0
     for partition, message in messages:
         partitions.setdefault(partition, []).append(unpacked(message))
+        size += len(message)
+        if limit is not None and size > limit:
+            raise _TooMuch
     for partition in list(partitions):
         # What is done with leaves the memory.
         for bucket, grouping, message in work.of(partitions.pop(partition)):
