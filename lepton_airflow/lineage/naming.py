@@ -27,9 +27,10 @@ SESSION_CATALOGUE = "spark_catalog"
 # Where the name is an object's key, which has no slash in front.
 _KEYED = frozenset({"s3", "gs", "wasb", "wasbs"})
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfs": "abfss"}
-_JDBC = re.compile(
-    r"jdbc:(?P<system>[a-z0-9]+):(?:thin:@)?(?://)?(?:[^/@;]*@)?(?P<host>[\w.-]+)(?::(?P<port>\d+))?(?P<rest>.*)", re.S
-)
+_JDBC = re.compile(r"jdbc:(?P<system>[a-z0-9]+):(?P<place>[^?;]*(?://|@)[^?;]*)(?P<options>.*)", re.DOTALL)
+# An authority without its account; nothing else may follow the host, or it is a part of a password.
+_AUTHORITY = re.compile(r"(?:/*)(?P<host>[\w.-]+)(?::(?P<port>\d+))?(?:[/:](?P<database>[\w.-]+))?/?")
+_OPTIONS = re.compile(r"(?:[?;][\w.]+=.*)?;?", re.DOTALL)
 #: By JDBC subprotocol: the namespace's scheme, the default port, and the schema of a table that names none.
 _SYSTEMS: dict[str, tuple[str, int | None, str | None]] = {
     "postgresql": ("postgres", 5432, "public"),
@@ -64,10 +65,9 @@ def place_of(reference: Mapping[str, Any]) -> Place:
         return place_of_path(str(path))
     if table is not None:
         return _in_catalogue(str(table))
-    url, queried = options.get("url", ""), options.get("dbtable", "")
-    if kind.lower() == "jdbc" and (connection := _JDBC.fullmatch(url)):
-        return _in_database(connection, queried, label=str(reference["name"]))
-    return Place(str(kind), str(reference["name"]))
+    label = str(reference["name"])
+    found = _in_database(options.get("url", ""), options.get("dbtable", ""), label) if kind.lower() == "jdbc" else None
+    return found or Place(str(kind), label)
 
 
 def place_of_path(path: str) -> Place:
@@ -95,13 +95,22 @@ def _in_catalogue(table: str) -> Place:
     return Place(parts[0], ".".join(parts[1:]))
 
 
-def _in_database(connection: re.Match[str], table: str, *, label: str) -> Place:
+def _in_database(url: str, table: str, label: str) -> Place | None:
+    """None where the URL is not understood: then no part of it is told."""
+    connection = _JDBC.fullmatch(url)
+    if connection is None or not _OPTIONS.fullmatch(connection["options"]):
+        return None
+    # The account, user:password@ or thin:user/password@, ends with the last @.
+    authority = _AUTHORITY.fullmatch(connection["place"].rpartition("@")[2])
+    if authority is None:
+        return None
     scheme, port, schema = _SYSTEMS.get(connection["system"], (connection["system"], None, None))
-    given = connection["port"] or port
-    namespace = f"{scheme}://{connection['host']}" + (f":{given}" if given else "")
-    rest = connection["rest"]
-    found = re.match(r"[/:]+([\w.-]+)", rest) or re.search(r";database(?:name)?=([\w.-]+)", rest, re.IGNORECASE)
-    database = [found[1]] if found else []
+    given = authority["port"] or port
+    namespace = f"{scheme}://{authority['host']}" + (f":{given}" if given else "")
+    named = re.search(r";database(?:name)?=([\w.-]+)", connection["options"], re.IGNORECASE)
+    database = [authority["database"] or (named[1] if named else "")]
+    if not database[0]:
+        database = []
     # Anything but a table's name may be a query, which can quote data.
     if not _PLAIN_TABLE.fullmatch(table):
         return Place(namespace, ".".join([*database, label]))

@@ -41,6 +41,10 @@ def test_names(reference: dict[str, Any], namespace: str, name: str) -> None:
         ("jdbc:sqlserver://db;databaseName=clinic", "visits", "mssql://db:1433", "clinic.dbo.visits"),
         ("jdbc:oracle:thin:@//db:1522/service", "care.visits", "oracle://db:1522", "service.care.visits"),
         ("jdbc:oracle:thin:@db:1522:sid", "care.visits", "oracle://db:1522", "sid.care.visits"),
+        ("jdbc:oracle:thin:ada/pw@db/sid", "care.visits", "oracle://db:1521", "sid.care.visits"),
+        ("jdbc:mysql://db/clinic?user=ada@example.org", "visits", "mysql://db:3306", "clinic.visits"),
+        ("jdbc:h2:mem", "visits", "jdbc", "clinic.visits"),
+        ("jdbc:odd://a b/c", "visits", "jdbc", "clinic.visits"),
         ("jdbc:unknown://db/clinic", "visits", "unknown://db", "clinic.visits"),
         # A query could quote a value.
         ("jdbc:postgresql://db/c", "(select * from v where name = 'Ada')", "postgres://db:5432", "c.clinic.visits"),
@@ -57,6 +61,10 @@ def test_names_of_databases(url: str, table: str, namespace: str, name: str) -> 
         {"format": "jdbc", "options": {"url": "jdbc:postgresql://ada:hunter2@db/clinic", "dbtable": "v"}},
         {"format": "jdbc", "options": {"url": "jdbc:postgresql://db/clinic?password=hunter2", "dbtable": "v"}},
         {"format": "jdbc", "options": {"url": "jdbc:sqlserver://db;password=hunter2;database=c", "dbtable": "v"}},
+        {"format": "jdbc", "options": {"url": "jdbc:mysql://ada:x/hunter2/y@db/c", "dbtable": "v"}},
+        {"format": "jdbc", "options": {"url": "jdbc:mysql://ada:hunter2?y@db/c", "dbtable": "v"}},
+        {"format": "jdbc", "options": {"url": "jdbc:mysql://ada:hunter2;y@db/c", "dbtable": "v"}},
+        {"format": "jdbc", "options": {"url": "jdbc:oracle:thin:ada/hunter2@//db:1521/c", "dbtable": "v"}},
         {"path": "s3a://key:hunter2@clinic/visits"},
     ],
 )
