@@ -600,3 +600,32 @@ def test_a_clock_that_jumps_is_a_warning_with_its_leaf(
     report = verify(sqlite_engine, verifier=signer.verifier, exports=[])
     assert (report.ok, report.findings) == (True, ())
     assert [(warning.kind, warning.position) for warning in report.warnings] == [("clock", f"leaf 4 (event {event})")]
+
+
+def test_since_a_checkpoint_an_older_one_that_never_was_of_this_log_is_found(log: SealedLog) -> None:
+    note = Checkpoint("test-log", 15, bytes(32)).sign(log.signer)
+    log.execute(checkpoint_table.insert().values(tree_size=15, note=note, frontier=b""))
+    report = verify_since(log, 20)
+    assert [(finding.kind, finding.position) for finding in report.findings] == [("fork", "checkpoint 15")]
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["hash", "row"])
+def test_since_a_checkpoint_stored_subtrees_do_not_stand_in_for_a_row_that_is_gone(
+    sqlite_engine: sql.Engine, signer: Signer, tmp_path: Path, write: Any, missing: bool
+) -> None:
+    """A wrong stored subtree is not believed; a right one does not hide that a row below it is gone."""
+    from lepton_airflow.audit.database import node_table
+
+    write(sqlite_engine, 599)
+    note = seal(sqlite_engine, signer=signer, exports=[tmp_path / "export"]).sign(signer)
+    write(sqlite_engine, 9)
+    seal(sqlite_engine, signer=signer, exports=[tmp_path / "export"])
+    with sqlite_engine.begin() as connection:
+        if missing:
+            connection.execute(leaf_table.delete().where(leaf_table.c.tree_index == 77))
+        else:
+            connection.execute(node_table.update().values(hash=bytes(32)))
+    report = verify(sqlite_engine, verifier=signer.verifier, exports=[tmp_path / "export"], since=note)
+    kinds = [(finding.kind, finding.position) for finding in report.findings]
+    assert (("deleted", "leaf 77") in kinds) == missing == (not report.ok)
+    assert any("all of it was read" in text for text in report.notes)
