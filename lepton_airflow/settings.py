@@ -43,7 +43,6 @@ class Settings(BaseModel):
     :param checkpoint_verifier: the sealer's public key
     :param checkpoint_exports: places outside the database to which every signed checkpoint is copied: folders, URLs of fsspec
         file systems (``s3://bucket/audit``), or a second database (``postgresql://...``, ``sqlite:///...``)
-    :param witnesses: public keys of witnesses (the text, or the path of its file) whose cosignatures are checked
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,7 +62,6 @@ class Settings(BaseModel):
     checkpoint_signer: Path = Path("sealer/checkpoint.key")
     checkpoint_verifier: Path = Path("checkpoint.pub")
     checkpoint_exports: tuple[Path | str, ...] = (Path("checkpoints"),)
-    witnesses: tuple[str, ...] = ()
 
     def model_post_init(self, _context: Any) -> None:
         home = self.home.expanduser().absolute()
@@ -125,7 +123,7 @@ def load_settings(home: str | Path | None = None, overrides: Mapping[str, str] |
         raise ConfigurationError("The settings must be a mapping.", place=str(file), remedy="See `lepton init`.")
     for name in Settings.model_fields:
         value = os.environ.get(f"LEPTON_{name.upper()}")
-        if value and name not in ("home", "checkpoint_exports", "witnesses"):
+        if value and name not in ("home", "checkpoint_exports"):
             fields[name] = value
     fields |= dict(overrides or {})
     fields["home"] = folder

@@ -82,19 +82,6 @@ node_table = sql.Table(
     sql.Column("hash", sql.LargeBinary, nullable=False),
 )
 
-#: Ranges of leaves, ``first`` up to and without ``stop``, whose payloads were moved to an archive; their hashes are still here.
-archive_table = sql.Table(
-    "lepton_audit_archive",
-    metadata,
-    sql.Column("first", sql.BigInteger, primary_key=True, autoincrement=False),
-    sql.Column("stop", sql.BigInteger, nullable=False),
-    sql.Column("location", sql.Text, nullable=False),
-    sql.Column("digest", sql.Text, nullable=False),
-    sql.Column("event_id", sql.String(36), nullable=False),
-    sql.Column("archived_at", sql.Text, nullable=False),
-    sql.CheckConstraint("first < stop", name="lepton_audit_archive_range"),
-)
-
 #: The result channel: the last outcome of every run key.
 run_table = sql.Table(
     "lepton_run",

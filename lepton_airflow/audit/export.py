@@ -4,7 +4,6 @@ Files in the layout of C2SP tlog-tiles, as far as leaves go:
 
     checkpoint                         the latest signed checkpoint
     checkpoints/<size>                 every signed checkpoint, by tree size (20 digits)
-    cosigned/<size>.<witness>          notes with a witness's cosignature
     tile/0/<N>, tile/0/<N>.p/<W>       the hashes of 256 leaves, or of the W leaves that there were
 
 Tiles hold 32 bytes for each event and nothing of its content. They are written before the checkpoint that covers them. An
@@ -45,18 +44,6 @@ class Export:
             data = self._store.read(name)
             if data is not None:
                 yield f"{self.place}/{name}", data.decode("utf-8", errors="replace")
-
-    def cosignatures(self, size: int) -> Iterator[tuple[str, str]]:
-        """The cosigned notes of the checkpoint of ``size``, each with its place."""
-        for name in self._store.names("cosigned"):
-            data = self._store.read(name) if name.startswith(f"cosigned/{size:020}.") else None
-            if data is not None:
-                yield f"{self.place}/{name}", data.decode("utf-8", errors="replace")
-
-    def add_cosignature(self, size: int, witness: str, note: str) -> None:
-        """Keep a witness's cosigned note of the checkpoint of ``size``, in place of an older one of the same."""
-        safe = "".join(character if character.isalnum() or character in "-." else "_" for character in witness)
-        self._store.write(f"cosigned/{size:020}.{safe}", note.encode())
 
     def leaf_hashes(self, size: int) -> bytes | None:
         """The hashes of the first ``size`` leaves, one after the other; None when some are not there.

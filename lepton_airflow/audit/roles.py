@@ -17,7 +17,6 @@ _WRITER = {
     "lepton_audit_leaf": "SELECT, INSERT (event_id, payload, leaf_hash)",
     "lepton_audit_checkpoint": "SELECT",
     "lepton_audit_node": "SELECT",
-    "lepton_audit_archive": "SELECT",
     "lepton_run": "SELECT, INSERT, UPDATE",
     "lepton_budget": "SELECT, INSERT, UPDATE",
     "lepton_release": "SELECT, INSERT, UPDATE",
@@ -29,7 +28,6 @@ _SEALER = {
     "lepton_audit_leaf": "SELECT, UPDATE (tree_index)",
     "lepton_audit_checkpoint": "SELECT, INSERT",
     "lepton_audit_node": "SELECT, INSERT",
-    "lepton_audit_archive": "SELECT",
     "lepton_schema_version": "SELECT",
 }
 _MAKE = """

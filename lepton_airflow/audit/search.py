@@ -67,7 +67,7 @@ class Query:
 
 
 def search(engine: sql.Engine, query: Query, *, limit: int) -> Iterator[dict[str, Any]]:
-    """The newest events that match, newest first, at most ``limit``; those that were moved to an archive are not among them.
+    """The newest events that match, newest first, at most ``limit``.
 
     :raises AuditUnavailable: the database cannot be reached
     """

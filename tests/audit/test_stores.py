@@ -69,14 +69,6 @@ def test_another_history_is_not_written_over_the_first(place: Path | str) -> Non
     assert export.latest() == "log\n1\none"
 
 
-def test_a_cosigned_note_is_kept_beside_its_checkpoint(place: Path | str) -> None:
-    export = Export(place)
-    export.add_cosignature(7, "witness.example/one", "a note")
-    export.add_cosignature(7, "witness.example/one", "a newer note")
-    export.add_cosignature(8, "other", "another")
-    assert [note for _, note in export.cosignatures(7)] == ["a newer note"]
-
-
 def test_two_exports_of_different_histories_are_a_fork(
     sqlite_engine: sql.Engine, signer: Signer, place: Path | str, write: Any, tmp_path: Path
 ) -> None:
