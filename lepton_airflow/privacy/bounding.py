@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -210,7 +211,7 @@ class Groups:
     :ivar texts: canonical, of each group's key
     """
 
-    index: NDArray[np.int32]
+    index: NDArray[np.integer[Any]]
     hashes: Hashes
     texts: pa.Array
 

@@ -103,14 +103,14 @@ class Scatter:
         for number, rows in enumerate(_rows_of(partition, wanted, self.partitions)):
             if not len(rows):
                 continue
-            names = {"unit": pa.array(codes[rows])}
+            names = {"unit": pa.array(_narrowed(codes[rows]) if units is None else codes[rows])}
             if units is not None:
                 first, last = ends[number], ends[number + 1]
                 indices = pa.array(codes[rows] - np.int32(first))
                 names["unit"] = pa.DictionaryArray.from_arrays(indices, units.slice(first, last - first))
             for place, (index, texts) in enumerate(groups):
                 own = index[rows]
-                names[f"group{place}"] = pa.array(own) if texts is None else _compact(own, texts)
+                names[f"group{place}"] = pa.array(_narrowed(own)) if texts is None else _compact(own, texts)
             for place, column in enumerate(values):
                 names[f"measure{place}"] = pa.array(column[rows])
             yield number, pa.RecordBatch.from_pydict(names)
@@ -152,6 +152,15 @@ def _values(column: pa.Array, measure: Measure) -> NDArray[np.int32]:
     bins = measure.bins.indexes(floats).astype(np.int32)
     bins[np.isnan(floats)] = MISSING
     return bins
+
+
+def _narrowed(numbers: NDArray[Any]) -> NDArray[Any]:
+    """The same in the smallest type that holds them."""
+    low, high = int(numbers.min()), int(numbers.max())
+    for kind in (np.int8, np.int16, np.int32):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return numbers.astype(kind, copy=False)
+    return numbers
 
 
 def _rows_of(

@@ -88,7 +88,8 @@ class PartitionTotals:
 
     def _units(self, messages: Sequence[pa.RecordBatch]) -> Units:
         if not pa.types.is_dictionary(messages[0]["unit"].type):
-            return Units.of_integers(np.concatenate([one["unit"].to_numpy() for one in messages]), self.hashed)
+            values = np.concatenate([one["unit"].to_numpy() for one in messages]).astype(np.int64, copy=False)
+            return Units.of_integers(values, self.hashed)
         return Units.of_dictionary(*_unified([one["unit"] for one in messages]), self.hashed)
 
     def _groups(self, grouping: PrivateKeys | PublicKeys, messages: Sequence[pa.RecordBatch], name: str) -> Groups:
