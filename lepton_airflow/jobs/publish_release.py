@@ -107,7 +107,10 @@ def approve_release(
     :raises BudgetError: there is no such release, it needs no approval, or somebody else approved it
     """
     asked: dict[str, Detail] = {"approver": approver, "known_by": known_by}
-    with audit_log_of(settings, run_key, caller) as (engine, _, audit), _failure_recorded(audit, APPROVE, asked) as known:
+    with (
+        audit_log_of(settings, run_key, caller) as (engine, _, audit),
+        _failure_recorded(audit, APPROVE, asked) as known,
+    ):
         drawn = drawn_release(engine, run_key)
         known |= {"dataset": drawn.spec.source.name, "spec_digest": drawn.release.spec_digest}
         known["intent"] = audit.append(
