@@ -2,13 +2,16 @@
 
 A Cedar policy is two files: ``<name>.cedar``, the policies, each with an ``@id``; and ``<name>.entities.json`` beside it, which
 principal is in which role, in Cedar's JSON. Both are validated against :data:`SCHEMA` when they are loaded. Each column of a
-request is one Cedar request; all of them must be allowed. An error while a policy is evaluated denies, since Cedar itself skips
-the policy, and a ``forbid`` that is skipped forbids nothing.
+request, and for a nested field each field and column that it is a part of, is one Cedar request: none may be forbidden, and for
+each column one of its requests must be permitted. An error while a policy is evaluated denies, since Cedar itself skips the
+policy, and a ``forbid`` that is skipped forbids nothing.
 
 What Cedar has no operation for is computed before it is asked:
 
 - Case. ``dataset_folded``, ``column_folded`` and ``purpose_folded`` are folded as Spark ignores case; every ``forbid`` should
   compare those. Grants compare the names themselves.
+- Parts. ``context.depth`` is the number of parts of the column's path where the resource is the column that is asked for, 0
+  where it is only what that is a part of: a ``forbid`` of ``address.street`` should forbid ``address`` with the depth 1 too.
 - Epsilon, exactly: ``context.epsilon_billionths`` is the release's epsilon in billionths, rounded up; it is not there if the
   release states none.
 - Time zones. ``Zone::"Europe/Berlin"`` has ``minute`` (of the day), ``day``, ``day_before`` (``"monday"``) and ``date``
@@ -26,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from lepton_airflow.access.conditions import DAYS, zone_of
-from lepton_airflow.access.patterns import fold
+from lepton_airflow.access.patterns import fold, readings
 from lepton_airflow.access.request import WHOLE_DATASET, Action, Decision, Request, moment, named
 from lepton_airflow.audit.canonical import digest
 from lepton_airflow.errors import ConfigurationError, MissingDependency
@@ -56,7 +59,8 @@ action {", ".join(ACTIONS)} appliesTo {{
     time: datetime,
     environment?: String,
     epsilon_billionths?: Long,
-    needs_approval: Bool
+    needs_approval: Bool,
+    depth: Long
   }}
 }};
 """
@@ -148,7 +152,8 @@ class CedarPolicy:
         now = moment(at)
         if request.action not in ACTIONS:
             return Decision(False, (), self.digest, f"there is no action {request.action}")
-        asked = [self._asked(request, column, now) for column in request.wanted]
+        resources = [(column, *reading) for column in request.wanted for reading in _resources(request.dataset, column)]
+        asked = [self._asked(request, resource, depth, now) for _, resource, depth in resources]
         try:
             entities = self._entities.with_added_json_str(json.dumps(self._delta(request, now)), self._schema)
             answers = self._cedar.is_authorized_batch(asked, self._policies, entities, self._schema)
@@ -160,19 +165,21 @@ class CedarPolicy:
             return Decision(
                 False, (), self.digest, f"Cedar could not decide: {' '.join(' '.join(broken).split())[:300]}"
             )
-        if all(allowed):
-            return Decision(True, self._reasons(answers), self.digest, "granted")
+        # An answer that denies names the policies that forbid; without any, nothing permits.
         denied = [answer for answer, yes in zip(answers, allowed, strict=True) if not yes]
         if rules := self._reasons(denied):
             return Decision(False, rules, self.digest, f"denied by rule {', '.join(rules)}")
-        uncovered = tuple(column for column, yes in zip(request.wanted, allowed, strict=True) if not yes)
+        covered = {column for (column, _, _), yes in zip(resources, allowed, strict=True) if yes}
+        uncovered = tuple(column for column in request.wanted if column not in covered)
+        if not uncovered:
+            return Decision(True, self._reasons(answers), self.digest, "granted")
         return Decision(False, (), self.digest, f"no grant covers {named(uncovered)}")
 
     def _reasons(self, answers: Sequence[cedarpy.AuthzResult]) -> tuple[str, ...]:
         decided = {policy for answer in answers for policy in answer.diagnostics.reasons}
         return tuple(name for policy, name in self._ids.items() if policy in decided)
 
-    def _asked(self, request: Request, column: str, now: datetime) -> dict[str, Any]:
+    def _asked(self, request: Request, resource: dict[str, str], depth: int, now: datetime) -> dict[str, Any]:
         context: dict[str, Any] = {
             "purpose": request.purpose,
             "purpose_folded": fold(request.purpose),
@@ -180,6 +187,7 @@ class CedarPolicy:
                 "__extn": {"fn": "datetime", "arg": now.isoformat(timespec="milliseconds").replace("+00:00", "Z")}
             },
             "needs_approval": request.needs_approval is True,
+            "depth": depth,
         }
         if request.environment is not None:
             context["environment"] = request.environment
@@ -188,18 +196,18 @@ class CedarPolicy:
         return {
             "principal": {"type": "Principal", "id": request.principal},
             "action": {"type": "Action", "id": request.action},
-            "resource": _resource(request.dataset, column),
+            "resource": resource,
             "context": context,
         }
 
     def _delta(self, request: Request, now: datetime) -> list[dict[str, Any]]:
         """The entities of this request: the dataset, its columns, and the clocks of the zones that the policies look at."""
         dataset = {"dataset": request.dataset, "dataset_folded": fold(request.dataset)}
-        parent = _resource(request.dataset, WHOLE_DATASET)
+        parent = {"type": "Dataset", "id": request.dataset}
         found: list[dict[str, Any]] = [{"uid": parent, "attrs": dataset, "parents": []}]
-        for column in sorted({*request.wanted} - {WHOLE_DATASET}):
+        for column in sorted({text for name in request.columns if name != WHOLE_DATASET for text, _ in readings(name)}):
             attributes = {**dataset, "column": column, "column_folded": fold(column)}
-            found.append({"uid": _resource(request.dataset, column), "attrs": attributes, "parents": [parent]})
+            found.append({"uid": _column(request.dataset, column), "attrs": attributes, "parents": [parent]})
         for name in self._zones:
             local = now.astimezone(zone_of(name))
             clock = {
@@ -212,10 +220,15 @@ class CedarPolicy:
         return found
 
 
-def _resource(dataset: str, column: str) -> dict[str, str]:
-    """The entity of a column, or of the dataset as a whole. A pair in JSON, since names have dots themselves."""
+def _resources(dataset: str, column: str) -> tuple[tuple[dict[str, str], int], ...]:
+    """What must be asked about a column, or about the dataset as a whole: entities, and the depth of each."""
     if column == WHOLE_DATASET:
-        return {"type": "Dataset", "id": dataset}
+        return (({"type": "Dataset", "id": dataset}, 0),)
+    return tuple((_column(dataset, text), depth) for text, depth in readings(column))
+
+
+def _column(dataset: str, column: str) -> dict[str, str]:
+    """The entity of a column. A pair in JSON, since names have dots themselves."""
     return {"type": "Column", "id": json.dumps([dataset, column])}
 
 

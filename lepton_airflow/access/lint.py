@@ -17,8 +17,17 @@ from typing import Literal
 from zoneinfo import ZoneInfo
 
 from lepton_airflow.access.conditions import Conditions
-from lepton_airflow.access.patterns import contains, fold, overlap
-from lepton_airflow.access.policy import Grant, Policy, Rule
+from lepton_airflow.access.patterns import (
+    above,
+    contains,
+    covers,
+    fold,
+    is_plain,
+    matches_any_case,
+    matches_exactly,
+    overlap,
+)
+from lepton_airflow.access.policy import Denial, Grant, Policy, Rule
 from lepton_airflow.access.request import WHOLE_DATASET, moment
 
 Severity = Literal["error", "warning"]
@@ -153,9 +162,11 @@ def _contains_any_case(outer: str, inner: str) -> bool:
 
 
 def _covers(columns: Sequence[str], column: str, *, any_case: bool = False) -> bool:
-    """As for every name; but only the pattern ``*`` is about the dataset as a whole too."""
+    """As for every name; but only the pattern ``*`` is about the dataset as a whole too, and a column's parts are in it."""
     if column == WHOLE_DATASET:
         return WHOLE_DATASET in columns
+    if is_plain(column) and covers(columns, column, matches_any_case if any_case else matches_exactly):
+        return True
     return any(_contains_any_case(outer, column) if any_case else contains(outer, column) for outer in columns)
 
 
@@ -172,17 +183,32 @@ def _redundant(policy: Policy) -> Iterator[Finding]:
                     outer
                     for other, outer in enumerate(patterns)
                     if other != position
-                    and _wider(part, outer, pattern)
+                    and _wider(rule, part, outer, pattern)
                     # Of two that say the same, the later one is too many.
-                    and (other < position or not _wider(part, pattern, outer))
+                    and (other < position or not _wider(rule, part, pattern, outer))
                 )
                 if around := next(wider, None):
                     text = f"Of its {part}, {pattern!r} matches nothing that {around!r} does not."
                     yield Finding(rule.id, "warning", "redundant-pattern", text, "Remove one of the two.")
 
 
-def _wider(part: str, outer: str, inner: str) -> bool:
-    return _covers((outer,), inner) if part == "columns" else contains(outer, inner)
+def _wider(rule: Rule, part: str, outer: str, inner: str) -> bool:
+    return _says(rule, (outer,), inner) if part == "columns" else contains(outer, inner)
+
+
+def _says(rule: Rule, columns: Sequence[str], inner: str) -> bool:
+    """Whether rules of this kind say with these columns what they say with the inner one."""
+    if not isinstance(rule, Denial) or inner in columns or WHOLE_DATASET in columns:
+        return _covers(columns, inner)
+    # A denial of a field is one of all that the field is a part of: `*street` does not forbid `address`, `address.street` does.
+    return (
+        "`" not in inner
+        and _covers(columns, inner)
+        and all(
+            any(contains(one, outer) or (level, outer) in above(one) for one in columns)
+            for level, outer in above(inner)
+        )
+    )
 
 
 def _contained(policy: Policy) -> Iterator[Finding]:
@@ -205,7 +231,7 @@ def _within(policy: Policy, inner: Rule, outer: Rule) -> bool:
         (all_members is None or (members is not None and members <= all_members))
         and set(inner.actions) <= set(outer.actions)
         and all(any(contains(wide, one) for wide in outer.datasets) for one in inner.datasets)
-        and all(_covers(outer.columns, one) for one in inner.columns)
+        and all(_says(inner, outer.columns, one) for one in inner.columns)
         and all(any(contains(wide, one) for wide in outer.purposes) for one in inner.purposes)
         and (
             not (isinstance(inner, Grant) and isinstance(outer, Grant))

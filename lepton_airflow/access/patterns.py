@@ -2,6 +2,9 @@
 
 Matching is :func:`fnmatch.fnmatchcase`. Whether one pattern's names are all among another's, or whether two share a name, is
 decided exactly, by walking both patterns as automata over the few characters that tell them apart.
+
+Columns are paths (``address.street``), written as :mod:`lepton_airflow.encryption.paths` reads them. Before a table is read
+nobody knows whether ``a.b`` is a field of ``a`` or a column with a dot in its name: a rule about either is about it.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from lepton_airflow.access.request import WHOLE_DATASET
 Matches = Callable[[str, str], bool]
 #: Beyond so many states the answer is "not known", which is no.
 _MOST_STATES = 20_000
+_PART = re.compile(r"`((?:[^`]|``)+)`|([^`.]+)")
 
 matches_exactly: Matches = fnmatchcase
 
@@ -26,10 +30,100 @@ def matches_any_case(name: str, pattern: str) -> bool:
 
 
 def covers(patterns: Iterable[str], column: str, matches: Matches) -> bool:
-    """Whether a rule with these column patterns is about the column; only ``*`` itself is about the dataset as a whole."""
+    """Whether one of the patterns matches the column or one that it is a part of; only ``*`` is about the dataset as a whole."""
     if column == WHOLE_DATASET:
         return WHOLE_DATASET in patterns
-    return any(matches(column, pattern) for pattern in patterns)
+    return any(matches(text, pattern) for text, _ in readings(column) for pattern in patterns)
+
+
+def forbids(patterns: Iterable[str], column: str) -> bool:
+    """Whether a denial of these patterns forbids the column: what it is, what it is a part of, or what is a part of it.
+
+    A pattern is about a part of the column if so many of its own parts as the column has match it, case ignored.
+    """
+    spelled = {one for pattern in patterns for one in spellings(pattern)}
+    if covers(spelled, column, matches_any_case):
+        return True
+    return column != WHOLE_DATASET and any(
+        depth and level in (None, depth) and matches_any_case(text, outer)
+        for text, depth in readings(column)
+        for pattern in spelled
+        for level, outer in above(pattern)
+    )
+
+
+@lru_cache(maxsize=4096)
+def readings(column: str) -> tuple[tuple[str, int], ...]:
+    """What a rule can match to be about a column: its name, and the names of the columns and fields that it is a part of.
+
+    With each, the number of parts of its path if it is the column itself in its usual spelling, else 0.
+    """
+    path = _path(column)
+    texts = [_joined(path[:depth], tuple) for depth in range(1, len(path) + 1)]
+    return ((texts[-1], len(path)), *((text, 0) for text in dict.fromkeys((column, *texts[:-1])) if text != texts[-1]))
+
+
+def spellings(pattern: str) -> tuple[str, ...]:
+    """The pattern, and the same without the backticks that it does not need."""
+    return tuple(dict.fromkeys((pattern, _joined(_segments(pattern), _tokens))))
+
+
+@lru_cache(maxsize=4096)
+def above(pattern: str) -> tuple[tuple[int | None, str], ...]:
+    """Patterns of what the pattern's names are parts of, each with the number of its parts.
+
+    None for the number where the first part has a dot: such a column, named without backticks, looks like a longer path.
+    """
+    parts = _segments(pattern)
+    return tuple(
+        (None if depth == 1 and "." in parts[0] else depth, _joined(parts[:depth], _tokens))
+        for depth in range(1, len(parts))
+    )
+
+
+def _path(name: str) -> tuple[str, ...]:
+    """The parts of a name; the name itself if it is no path."""
+    parts: list[str] = []
+    position = 0
+    while found := _PART.match(name, position):
+        parts.append(found[1].replace("``", "`") if found[1] else found[2])
+        position = found.end()
+        if position == len(name):
+            return tuple(parts)
+        if name[position] != ".":
+            break
+        position += 1
+    return (name,)
+
+
+def _segments(pattern: str) -> tuple[str, ...]:
+    """The parts of a pattern of paths. A dot in a class of characters does not part it."""
+    parts, quoted = [""], False
+    tokens = _tokens(pattern)
+    skip = False
+    for piece, following in zip(tokens, (*tokens[1:], ""), strict=True):
+        if skip:
+            skip = False
+        elif piece == "`" and quoted and following == "`":
+            parts[-1] += piece
+            skip = True
+        elif piece == "`":
+            quoted = not quoted
+        elif piece == "." and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    # Backticks that do not pair, or parts of nothing: no path.
+    return (pattern,) if quoted or not all(parts) else tuple(parts)
+
+
+def _joined(parts: tuple[str, ...], characters: Callable[[str], Iterable[str]]) -> str:
+    if len(parts) == 1:
+        return parts[0]
+    quoting = [any(one in (".", "`") for one in characters(part)) for part in parts]
+    return ".".join(
+        "`" + part.replace("`", "``") + "`" if quote else part for part, quote in zip(parts, quoting, strict=True)
+    )
 
 
 @lru_cache(maxsize=4096)

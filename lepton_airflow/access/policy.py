@@ -6,6 +6,9 @@ purposes of a rule are shell patterns (``clinic.*``). A request without columns 
 only touched by rules that list the column pattern ``*``. Grants match exactly; denials ignore case, because Spark does:
 a column spelled ``EMAIL`` must not slip past the denial of ``email``.
 
+A grant of a column is one of its nested fields too. A denial of a column forbids its fields, and a denial of a field forbids
+the whole column, since who reads that reads the field.
+
 The file's JSON Schema is ``policy.schema.json`` beside this module; editors complete and check the file with it.
 """
 
@@ -23,7 +26,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from lepton_airflow.access.conditions import Conditions, Name, PolicyModel
-from lepton_airflow.access.patterns import Matches, covers, matches_any_case, matches_exactly
+from lepton_airflow.access.patterns import Matches, covers, forbids, matches_any_case, matches_exactly
 from lepton_airflow.access.request import Action, Decision, Request, moment, named
 from lepton_airflow.audit.canonical import digest
 from lepton_airflow.errors import ConfigurationError
@@ -173,7 +176,7 @@ class Policy(PolicyModel):
 
     def _denies(self, rule: Denial, request: Request) -> bool:
         return self._fits(rule, request, matches=matches_any_case) and any(
-            covers(rule.columns, column, matches_any_case) for column in request.wanted
+            forbids(rule.columns, column) for column in request.wanted
         )
 
     def _fits(self, rule: Rule, request: Request, *, matches: Matches) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lepton_airflow.access.cedar import BILLION, LARGEST_LONG
 from lepton_airflow.access.conditions import Conditions, TimeWindow, minutes
-from lepton_airflow.access.patterns import fold
+from lepton_airflow.access.patterns import above, fold, spellings
 from lepton_airflow.access.policy import EVERYONE, Denial, Grant, Policy, Rule
 from lepton_airflow.access.request import WHOLE_DATASET
 from lepton_airflow.errors import ConfigurationError
@@ -87,8 +87,20 @@ def _rule(rule: Rule) -> str:
 def _columns(rule: Rule, suffix: str) -> Iterator[str]:
     if WHOLE_DATASET in rule.columns:
         return
-    patterns = list(_patterns(rule, f"resource.column{suffix}", rule.columns, folded=bool(suffix)))
+    columns = rule.columns
+    if isinstance(rule, Denial):
+        columns = tuple(one for pattern in columns for one in spellings(pattern))
+    patterns = list(_patterns(rule, f"resource.column{suffix}", columns, folded=bool(suffix)))
+    if isinstance(rule, Denial) and patterns:
+        wholes = dict.fromkeys(outer for pattern in columns for outer in above(fold(pattern)))
+        patterns = [" || ".join([*patterns, *(_whole(rule, *outer) for outer in wholes)])]
     yield " && ".join(["resource is Column", *(f"({pattern})" for pattern in patterns)])
+
+
+def _whole(rule: Rule, depth: int | None, pattern: str) -> str:
+    """The request is for all of a column of which the denial forbids a part."""
+    asked = "context.depth > 0" if depth is None else f"context.depth == {depth}"
+    return f"({asked} && {_pattern(rule, 'resource.column_folded', pattern)})"
 
 
 def _patterns(rule: Rule, attribute: str, patterns: tuple[str, ...], *, folded: bool) -> Iterator[str]:

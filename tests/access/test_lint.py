@@ -101,6 +101,20 @@ def test_the_dataset_as_a_whole_is_left_by_denials_of_columns() -> None:
     assert found([{**GRANT, "columns": ["*"]}], [{**DENIAL, "columns": ["*"]}])[0][2] == "unreachable-grant"
 
 
+def test_parts_of_columns_in_denials_and_grants() -> None:
+    street = {**GRANT, "columns": ["address.street"]}
+    whole = {**GRANT, "columns": ["address"]}
+    assert found([street], [{**DENIAL, "columns": ["ADDRESS"]}])[0][2] == "unreachable-grant"
+    # Of the whole column, the other fields are left.
+    assert found([whole], [{**DENIAL, "columns": ["address.street"]}]) == []
+    assert found([whole, {**street, "id": "part"}]) == [("part", "warning", "contained-rule")]
+    assert found([{**GRANT, "columns": ["address", "address.street"]}])[0][2] == "redundant-pattern"
+    # A denial of all names that end so does not forbid `address`; a denial of `address.street` does.
+    other = {**GRANT, "columns": ["name"]}
+    assert found([other], [{**DENIAL, "columns": ["*street", "address.street"]}]) == []
+    assert found([other], [{**DENIAL, "columns": ["address", "address.street"]}])[0][2] == "redundant-pattern"
+
+
 def test_roles_without_members_or_rules() -> None:
     assert found([{**GRANT, "role": "nobody"}]) == [("role nobody", "warning", "empty-role")]
     assert found([GRANT], idle={"members": ["x"]}) == [("role idle", "warning", "unused-role")]

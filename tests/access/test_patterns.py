@@ -8,12 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_airflow.access.patterns import contains, fold, matches_any_case, matches_exactly, overlap
+from lepton_airflow.access.patterns import contains, fold, matches_any_case, matches_exactly, overlap, readings
+from lepton_airflow.encryption import paths
 
 # Names up to length 5 tell any two of these patterns apart: none has more than four parts.
 NAMES = ["".join(letters) for length in range(6) for letters in product("abZ", repeat=length)]
 PARTS = st.sampled_from(["a", "b", "*", "?", "[ab]", "[!a]", "Z"])
 PATTERNS = st.lists(PARTS, min_size=1, max_size=4).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "b", ".", "`", "``", "[", "]", "`a.b`", "*"]), min_size=1, max_size=6).map("".join)
+)
+def test_paths_are_read_as_the_jobs_read_them(name: str) -> None:
+    path = paths._parsed(name) or (name,)
+    expected = {name: 0} | {paths.path_text(path[:depth]): 0 for depth in range(1, len(path))}
+    assert dict(readings(name)) == expected | {paths.path_text(path): len(path)}
 
 
 @settings(max_examples=150, deadline=None)

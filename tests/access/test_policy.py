@@ -11,7 +11,10 @@ import jsonschema
 import pytest
 import yaml
 
+from lepton_airflow.access.cedar import CedarPolicy
+from lepton_airflow.access.explain import consider
 from lepton_airflow.access.policy import Policy, Request, policy_schema
+from lepton_airflow.access.translation import to_cedar
 from lepton_airflow.errors import ConfigurationError
 
 RULE = {
@@ -88,6 +91,71 @@ def test_a_denial_wins_over_a_grant_and_takes_the_whole_request_with_it() -> Non
     decision = policy().decide(ask(("email", "phone")))
     assert not decision.allow
     assert decision.rules == ("no-phones",)
+
+
+@pytest.mark.parametrize(
+    ("denied", "column", "allowed"),
+    [
+        # What it is a part of is denied.
+        ("address", "address.street", False),
+        ("address", "ADDRESS.Street.no", False),
+        ("addr*", "address.street", False),
+        ("address", "`address`", False),
+        ("address", "`address`.street", False),
+        ("*.home", "address.home.street", False),
+        # A part of it is denied.
+        ("address.street", "address", False),
+        ("address.street", "Address", False),
+        ("address.street.no", "address.street", False),
+        ("`address`.street", "address", False),
+        ("address.*", "address", False),
+        ("*.street", "address", False),
+        ("address.[ab.]x", "address", False),
+        ("address.*.no", "address.street", False),
+        # A column with a dot in its name, however it is written.
+        ("a.b", "`a.b`", False),
+        ("`a.b`", "a.b", False),
+        ("`a.b`.c", "a.b", False),
+        ("a.b", "`a.b`.c", False),
+        # Neither.
+        ("address.street", "address.city", True),
+        ("address.street", "address_2", True),
+        ("address", "addresses.street", True),
+        ("address.*.no", "address.street.name", True),
+        ("street", "address.street", True),
+        ("home.street", "street", True),
+    ],
+)
+def test_a_denial_forbids_what_its_column_is_in_and_what_is_in_it(denied: str, column: str, allowed: bool) -> None:
+    rules = policy(grants=[{**RULE, "columns": ["*"]}], denials=[{**RULE, "id": "no", "columns": [denied]}])
+    assert rules.decide(ask((column,))).allow is allowed
+    if "[" not in denied:
+        translated = to_cedar(rules)
+        cedar = CedarPolicy(translated.policies, translated.entities, place="translated")
+        assert cedar.decide(ask((column,))).allow is allowed
+
+
+@pytest.mark.parametrize(
+    ("granted", "column", "allowed"),
+    [
+        ("address", "address.street", True),
+        ("address", "address.street.no", True),
+        ("address.street", "address", False),
+        ("address.*", "address", False),
+        ("address.street", "address.city", False),
+        ("address", "ADDRESS.street", False),
+        ("address", "addresses.street", False),
+        ("address", "`address.street`", False),
+        ("street", "address.street", False),
+    ],
+)
+def test_a_grant_of_a_whole_includes_its_parts_and_not_the_reverse(granted: str, column: str, allowed: bool) -> None:
+    rules = policy(grants=[{**RULE, "columns": [granted]}], denials=[])
+    translated = to_cedar(rules)
+    cedar = CedarPolicy(translated.policies, translated.entities, place="translated")
+    for engine in (rules, cedar):
+        assert engine.decide(ask((column,))).allow is allowed
+    assert (not consider(rules, ask((column,)))[0].obstacles) is allowed
 
 
 @pytest.mark.parametrize("column", ["Phone", "PHONE", "phoNe"])

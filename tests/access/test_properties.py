@@ -20,6 +20,10 @@ from lepton_airflow.access.translation import to_cedar
 # Most are `a`, so that allowed requests are not rare.
 NAMES = st.sampled_from([*["a"] * 12, "b", "ab", "A", "aB", 'a"', "b\\", "a\n*", "\u212a", "k"])
 STARS = [*["*"] * 6, *["a*"] * 3, "a", "b", "*b", "A", "**", 'a"*', "b\\", "k"]
+COLUMNS = st.one_of(
+    NAMES, st.sampled_from(["a.b", "A.b.k", "b.a", "ab.b", "`a`.b", "`a.b`", "`a.b`.k", "a..b", "*.b", "a.*"])
+)
+PATHS = ["a.b", "a.*", "*.b", "a.b.k", "A.*.k", "*.*.k", "a*.k", "`a.b`", "`a.b`.k", "`a`.b", "a."]
 ACTIONS = ["encrypt", "decrypt", "release"]
 DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 CLOCKS = st.sampled_from(["00:00", "06:30", "08:00", "12:00", "18:00", "23:59"])
@@ -63,7 +67,8 @@ def rules(kind: str, patterns: list[str], *, least: int = 0) -> st.SearchStrateg
     fields = {
         "role": st.sampled_from(["r1", "r2", "*"] if kind == "denial" else ["r1", "r2"]),
         "actions": st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=2),
-        **dict.fromkeys(("datasets", "columns", "purposes"), some),
+        **dict.fromkeys(("datasets", "purposes"), some),
+        "columns": st.lists(st.sampled_from([*patterns, *PATHS]), min_size=1, max_size=2),
     }
     plain = st.fixed_dictionaries(fields)
     if kind == "grant":
@@ -95,7 +100,7 @@ REQUESTS = st.builds(
     principal=st.sampled_from(["p", "q", "q", "q", "x"]),
     action=st.sampled_from([*ACTIONS, *["release"] * 4, "delete"]),
     dataset=NAMES,
-    columns=st.lists(NAMES, max_size=2).map(tuple),
+    columns=st.lists(COLUMNS, max_size=2).map(tuple),
     purpose=NAMES,
     epsilon=st.sampled_from(
         [*[1e-9] * 5, None, 0.0, -1.0, float("nan"), float("inf"), 1.1e-9, 0.1, 0.1 + 2**-56, 1.0, 1e300]
@@ -139,6 +144,42 @@ def conditions_hold(conditions: dict[str, Any], request: Request, at: datetime) 
     return True
 
 
+def parts_of(text: str) -> list[str]:
+    """The parts of a path or pattern, letter by letter; backticks that do not pair or empty parts make it one part."""
+    parts, quoted = [""], False
+    for letter in text:
+        if letter == "`":
+            quoted = not quoted
+        elif letter == "." and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [text] if quoted or "" in parts else parts
+
+
+def written(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else ".".join(f"`{part}`" if "." in part else part for part in parts)
+
+
+def column_fits(column: str, pattern: str, *, denial: bool) -> bool:
+    """Up: the pattern matches the column or an outer one. Down, for denials: the outer part of the pattern matches it."""
+    parts = parts_of(column)
+    outer = {column, *(written(parts[:count]) for count in range(1, len(parts) + 1))}
+    if not denial:
+        return any(fnmatch.fnmatchcase(text, pattern) for text in outer)
+    segments = parts_of(pattern)
+    around = {pattern, written(segments)}
+    if any(fnmatch.fnmatchcase(java_fold(text), java_fold(one)) for text in outer for one in around):
+        return True
+    counts = {len(parts)} | ({1} if "." in segments[0] else set())
+    return any(
+        count < len(segments)
+        and ("." not in segments[0] or count == 1 or count == len(parts))
+        and fnmatch.fnmatchcase(java_fold(written(parts)), java_fold(written(segments[:count])))
+        for count in counts
+    )
+
+
 def brute_force(policy: dict[str, Any], request: Request, at: datetime) -> bool:
     """Enumerates every (rule, pattern) pair instead of filtering: written apart from the engine, on the raw fields."""
 
@@ -152,7 +193,7 @@ def brute_force(policy: dict[str, Any], request: Request, at: datetime) -> bool:
         if request.action not in rule["actions"]:
             return False
         for dataset, pattern, purpose in product(rule["datasets"], rule["columns"], rule["purposes"]):
-            fits = column is not None and fnmatch.fnmatchcase(fold(column), fold(pattern))
+            fits = column is not None and column_fits(column, pattern, denial=ignore_case)
             if (
                 (fits or (column is None and pattern == "*"))
                 and fnmatch.fnmatchcase(fold(request.dataset), fold(dataset))
