@@ -41,13 +41,12 @@ def forbids(patterns: Iterable[str], column: str) -> bool:
 
     A pattern is about a part of the column if so many of its own parts as the column has match it, case ignored.
     """
-    spelled = {one for pattern in patterns for one in spellings(pattern)}
-    if covers(spelled, column, matches_any_case):
+    if covers([one for pattern in patterns for one in spellings(pattern)], column, matches_any_case):
         return True
     return column != WHOLE_DATASET and any(
         depth and level in (None, depth) and matches_any_case(text, outer)
         for text, depth in readings(column)
-        for pattern in spelled
+        for pattern in patterns
         for level, outer in above(pattern)
     )
 

@@ -92,7 +92,7 @@ def _columns(rule: Rule, suffix: str) -> Iterator[str]:
         columns = tuple(one for pattern in columns for one in spellings(pattern))
     patterns = list(_patterns(rule, f"resource.column{suffix}", columns, folded=bool(suffix)))
     if isinstance(rule, Denial) and patterns:
-        wholes = dict.fromkeys(outer for pattern in columns for outer in above(fold(pattern)))
+        wholes = dict.fromkeys(outer for pattern in rule.columns for outer in above(fold(pattern)))
         patterns = [" || ".join([*patterns, *(_whole(rule, *outer) for outer in wholes)])]
     yield " && ".join(["resource is Column", *(f"({pattern})" for pattern in patterns)])
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from lepton_airflow.access.patterns import contains, fold, matches_any_case, matches_exactly, overlap, readings
 from lepton_airflow.encryption import paths
 
-# Names up to length 5 tell any two of these patterns apart: none has more than four parts.
-NAMES = ["".join(letters) for length in range(6) for letters in product("abZ", repeat=length)]
+# Names up to length 6 tell any two of these patterns apart: none has more than four parts, or three beside a star.
+NAMES = ["".join(letters) for length in range(7) for letters in product("abZ", repeat=length)]
 PARTS = st.sampled_from(["a", "b", "*", "?", "[ab]", "[!a]", "Z"])
 PATTERNS = st.lists(PARTS, min_size=1, max_size=4).map("".join)
 
