@@ -79,7 +79,10 @@ DOORS = frozenset(
 SCHEMA_ONLY = "only the schema, so that the policy is asked about the columns that are meant; no row is read"
 KEYS = "managing keys is not the policy's to say: only a holder can open a keyset; every command is audited"
 RECIPIENTS = "reads to whom keysets are sealed; opens none"
+EVENTS = "events of the audit log, which hold no value of any table"
 ALLOWED: dict[tuple[str, str, str], str] = {
+    ("audit.ranges", "_write_events", "write_table"): EVENTS,
+    ("audit.ranges", "_read_events", "ParquetFile"): EVENTS,
     ("jobs.encrypt_columns", "run", "jobs.roads.Source"): SCHEMA_ONLY,
     ("jobs.roads", "protected_columns", "jobs.roads.Source"): SCHEMA_ONLY,
     (

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyspark.sql import types as T
 
-from lepton_airflow.privacy.bounding import MISSING, SaltedHash, Units, scaled, steps, summed
+from lepton_airflow.privacy.bounding import MISSING, Groups, SaltedHash, Units, bounded_totals, scaled, steps, summed
 from lepton_airflow.privacy.bounds import MAX_ROWS, MAX_ROWS_PER_UNIT_AND_GROUP, MAX_STEPS, ContributionBounds
 from lepton_airflow.privacy.fixed_point import FixedPoint
 from lepton_airflow.privacy.groups import declared_keys, key_texts
@@ -380,6 +380,31 @@ def test_the_largest_sums_do_not_overflow() -> None:
 def test_sums_are_exact_beyond_what_doubles_hold() -> None:
     places, totals = summed(np.array([3, 1, 3]), np.array([2**62, 5, 1]))
     assert (places.tolist(), totals.tolist()) == ([1, 3], [5, 2**62 + 1])
+
+
+def test_totals_of_units_are_exact_beyond_what_doubles_hold() -> None:
+    """Squares so large that a double, in any step of the kernel, would lose their lowest bits; no grid lets them occur."""
+    plan = plan_release(
+        metrics=[Metric(name="spread", type="variance", column="amount", lower=Decimal(0), upper=Decimal(100))],
+        groupings=[Grouping(name="g", by=("ward",), groups=1, bounds=ContributionBounds(groups=1, rows=1))],
+        epsilon=Fraction(1),
+    )
+    (measure,) = plan.measures
+    assert measure.grid is not None
+    assert measure.squares
+    texts, hashed = pa.array([b"[1]"]), SaltedHash(SALT)
+    roots = [2**30 + 1, 2**29 + 3]
+    values = np.array([measure.grid.midpoint + root for root in roots], np.int32)
+    places, totals = bounded_totals(
+        Units.of_integers(np.array([1, 2]), hashed),
+        Groups(np.zeros(2, np.int32), hashed.of_bytes(texts), texts),
+        [(measure, values)],
+        width=plan.width,
+        bounds=ContributionBounds(groups=1, rows=1),
+        hashed=hashed,
+    )
+    found = dict(zip(places.tolist(), totals.tolist(), strict=True))
+    assert found[measure.offset + measure.width - 1] == sum(root**2 for root in roots)
 
 
 @settings(max_examples=300, deadline=None)
