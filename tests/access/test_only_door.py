@@ -81,6 +81,7 @@ KEYS = "managing keys is not the policy's to say: only a holder can open a keyse
 RECIPIENTS = "reads to whom keysets are sealed; opens none"
 EVENTS = "events of the audit log, which hold no value of any table"
 ALLOWED: dict[tuple[str, str, str], str] = {
+    ("audit.ranges", "_write_events", "ParquetWriter"): EVENTS,
     ("audit.ranges", "_write_events", "write_table"): EVENTS,
     ("audit.ranges", "_read_events", "ParquetFile"): EVENTS,
     ("jobs.encrypt_columns", "run", "jobs.roads.Source"): SCHEMA_ONLY,
