@@ -332,8 +332,9 @@ def test_another_salt_keeps_other_groups_of_a_unit() -> None:
     assert first != second
 
 
+@pytest.mark.parametrize("bits", [64, 6])
 @pytest.mark.parametrize("spacing", [1, 2**40 + 1], ids=["close", "far apart"])
-def test_units_are_told_apart_by_value_in_large_partitions(spacing: int) -> None:
+def test_units_are_told_apart_by_value_in_large_partitions(spacing: int, bits: int) -> None:
     """So many units that short codes and short hashes collide many times."""
     random_numbers = np.random.default_rng(5)
     unit = random_numbers.integers(0, 40_000, 300_000) * spacing - 2**50
@@ -350,12 +351,12 @@ def test_units_are_told_apart_by_value_in_large_partitions(spacing: int) -> None
         groupings=groupings,
         measures=(),
         types={"unit": pa.int64(), "ward": pa.int64()},
-        hashed=SaltedHash(SALT),
+        hashed=SaltedHash(SALT, bits=bits),
         partitions=1,
     )
     batch = pa.RecordBatch.from_pydict({"unit": pa.array(unit), "ward": pa.array(ward)})
     work = PartitionTotals(
-        plan=plan, groupings=groupings, hashed=SaltedHash(SALT), unit_is_encrypted=False, buckets=(1,)
+        plan=plan, groupings=groupings, hashed=SaltedHash(SALT, bits=bits), unit_is_encrypted=False, buckets=(1,)
     )
     ((_, _, message),) = work.of([message for _, message in scatter.messages([batch])])
     totals = np.zeros(200 * plan.width, np.int64)
