@@ -53,7 +53,7 @@ def test_the_demo_ends_with_a_summary_that_its_files_bear_out(demo: tuple[Path, 
     assert f"{card['evaluation']['robust']['accuracy']:.3f}" in printed
     assert "verified" in printed
     assert str(folder / "report.html") in printed
-    assert len(release["cells"]) == 8
+    assert len(release["groupings"][0]["cells"]) == 8
     assert release["epsilon"] == "2"
 
 
