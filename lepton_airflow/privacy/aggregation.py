@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pyarrow as pa
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -35,7 +36,7 @@ from lepton_airflow.privacy.totals import Aggregates, Merge, PartitionTotals, To
 
 if TYPE_CHECKING:
     from pyspark import RDD
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
 Batches = Iterator[pa.RecordBatch]
 
@@ -200,14 +201,17 @@ class _Run:
         guess = math.ceil(2 * int(str(statistics.sizeInBytes())) / _PARTITION_BYTES)
         return max(guess, parallelism) if guess <= _MOST_GUESSED * parallelism else None
 
-    def aggregates(self, totals: RDD[tuple[int, Total]], partitions: int) -> Aggregates:
+    def aggregates(self, totals: RDD[tuple[int, Total]] | DataFrame, partitions: int) -> Aggregates:
         """What the driver reads, given the totals by bucket of all partitions."""
-        work = self._work(partitions)
         if self._merged(partitions):
+            if isinstance(totals, DataFrame):
+                totals = totals.rdd.map(lambda row: (row["bucket"], (row["grouping"], row["message"])))
             # Buckets are numbered by grouping, so that what streams to the driver comes grouping by grouping.
             merge = _in_workers(partial(_merged, Merge(plan=self.plan, groupings=self.groupings)), self.dataset)
-            totals = totals.partitionBy(1 + sum(work.buckets), _itself).mapPartitions(merge)
-            collected = totals.values().toLocalIterator()
+            buckets = 1 + sum(self._work(partitions).buckets)
+            collected = totals.partitionBy(buckets, _itself).mapPartitions(merge).values().toLocalIterator()
+        elif isinstance(totals, DataFrame):
+            collected = ((row["grouping"], row["message"]) for row in totals.collect())
         else:
             collected = iter(totals.values().collect())
         place = f"{self.dataset}.{self.unit}"
@@ -225,7 +229,7 @@ class _Run:
         messages = tasks.mapPartitions(_in_workers(sent, self.dataset)).partitionBy(partitions, _itself)
         return messages.mapPartitions(_in_workers(partial(_bounded, self._work(partitions)), self.dataset))
 
-    def through_spark(self, frame: DataFrame, partitions: int, *, limited: bool) -> RDD[tuple[int, Total]]:
+    def through_spark(self, frame: DataFrame, partitions: int, *, limited: bool) -> DataFrame:
         """The DataFrame road: totals by bucket.
 
         :param limited: a partition with far more rows than it should have is an error
@@ -250,10 +254,9 @@ class _Run:
         # Spark looks columns up by name, and does not cope with dots and quotes in them.
         columns = [F.col(_column(name)).alias(f"column{place}") for place, name in enumerate(names)]
         messages = frame.select(*columns).mapInArrow(_in_workers(sent, self.dataset), "partition int, message binary")
-        totals = messages.repartitionById(partitions, "partition").mapInArrow(
+        return messages.repartitionById(partitions, "partition").mapInArrow(
             _in_workers(bounded, self.dataset), "bucket int, grouping int, message binary"
         )
-        return totals.rdd.map(lambda row: (row["bucket"], (row["grouping"], row["message"])))
 
     def _scatter(self, partitions: int) -> Scatter:
         return Scatter(
