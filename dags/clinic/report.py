@@ -55,7 +55,11 @@ class Results:
             protected=json.loads((data / "protected/visits/_lepton_commit.json").read_text()),
             release=json.loads((data / "released/visits.json").read_text()),
             card=json.loads((data / "models/diagnosis/model_card.json").read_text()),
-            budget=(amount_text(balance.epsilon), amount_text(balance.epsilon - balance.left), amount_text(balance.left)),
+            budget=(
+                amount_text(balance.epsilon),
+                amount_text(balance.epsilon - balance.left),
+                amount_text(balance.left),
+            ),
             audit=audit,
         )
 
