@@ -82,6 +82,17 @@ node_table = sql.Table(
     sql.Column("hash", sql.LargeBinary, nullable=False),
 )
 
+#: One row for each archived range: the leaves from ``first`` up to, not including, ``stop`` have an empty payload, and the signed
+#: note says where the payloads are (see :mod:`lepton_airflow.audit.archive`).
+archive_table = sql.Table(
+    "lepton_audit_archive",
+    metadata,
+    sql.Column("first", sql.BigInteger, primary_key=True, autoincrement=False),
+    sql.Column("stop", sql.BigInteger, nullable=False, unique=True),
+    sql.Column("note", sql.Text, nullable=False),
+    sql.CheckConstraint("first >= 0 AND first < stop", name="lepton_audit_archive_range"),
+)
+
 #: The result channel: the last outcome of every run key.
 run_table = sql.Table(
     "lepton_run",

@@ -1,4 +1,4 @@
-"""PostgreSQL roles: writers may add events and change none, the sealer may only place them and sign.
+"""PostgreSQL roles: writers may add events and change none, the sealer may only place them, sign and archive.
 
 The database's owner can still do anything; against it help the checkpoints in other places. The roles cannot log in: give
 them to the users of jobs and of the sealer (``GRANT lepton_writer TO etl``).
@@ -17,6 +17,7 @@ _WRITER = {
     "lepton_audit_leaf": "SELECT, INSERT (event_id, payload, leaf_hash)",
     "lepton_audit_checkpoint": "SELECT",
     "lepton_audit_node": "SELECT",
+    "lepton_audit_archive": "SELECT",
     "lepton_run": "SELECT, INSERT, UPDATE",
     "lepton_budget": "SELECT, INSERT, UPDATE",
     "lepton_release": "SELECT, INSERT, UPDATE",
@@ -28,8 +29,11 @@ _SEALER = {
     "lepton_audit_leaf": "SELECT, UPDATE (tree_index)",
     "lepton_audit_checkpoint": "SELECT, INSERT",
     "lepton_audit_node": "SELECT, INSERT",
+    "lepton_audit_archive": "SELECT, INSERT",
     "lepton_schema_version": "SELECT",
 }
+#: Empties payloads, and only those that an archive's row covers: the sealer needs no right to change leaves otherwise.
+_CLEAR = "lepton_audit_clear(bigint, bigint)"
 _MAKE = """
 DO $$ BEGIN
   IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {literal}) THEN
@@ -52,6 +56,7 @@ def grant_roles(connection: sql.Connection) -> tuple[str, ...]:
         return ()
     quote = connection.dialect.identifier_preparer.quote
     tables = set(sql.inspect(connection).get_table_names())
+    there_is_clear = connection.scalar(sql.text("SELECT to_regprocedure(:name) IS NOT NULL"), {"name": _CLEAR})
     made = []
     for role, rights in ((writer, _WRITER), (sealer, _SEALER)):
         if not role:
@@ -65,5 +70,9 @@ def grant_roles(connection: sql.Connection) -> tuple[str, ...]:
             if table in tables:
                 connection.exec_driver_sql(f"REVOKE ALL ON {quote(table)} FROM {quote(role)}")
                 connection.exec_driver_sql(f"GRANT {allowed} ON {quote(table)} TO {quote(role)}")
+        if there_is_clear:
+            connection.exec_driver_sql(f"REVOKE ALL ON FUNCTION {_CLEAR} FROM {quote(role)}")
+            if role == sealer:
+                connection.exec_driver_sql(f"GRANT EXECUTE ON FUNCTION {_CLEAR} TO {quote(role)}")
         made.append(role)
     return tuple(made)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sql
@@ -12,22 +13,28 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.exc import IntegrityError
 
+from lepton_airflow.audit.checkpoint import Checkpoint, Signer
 from lepton_airflow.audit.database import (
     VERSION_TABLE,
+    archive_table,
     checkpoint_table,
     connect,
     leaf_table,
     metadata,
     migrate,
+    node_table,
     reading,
     run_table,
 )
+from lepton_airflow.audit.merkle import root
+from lepton_airflow.audit.sealer import seal
+from lepton_airflow.audit.verify import verify
 from lepton_airflow.errors import AuditTampered, AuditUnavailable, ConfigurationError
 from lepton_airflow.settings import Settings
 
 
 def test_the_migrations_make_the_tables_that_the_code_uses(engine: sql.Engine) -> None:
-    audit_tables = {leaf_table.name, checkpoint_table.name, run_table.name}
+    audit_tables = {leaf_table.name, checkpoint_table.name, node_table.name, archive_table.name, run_table.name}
 
     def ours(_object: object, name: str | None, kind: str, _reflected: bool, _compared: object) -> bool:
         # The column xid is PostgreSQL's alone; the privacy ledger's tables are tested with it.
@@ -60,6 +67,47 @@ def test_migrating_again_and_from_several_processes_at_once_changes_nothing(sett
         thread.join()
     assert failures == []
     connect(settings).dispose()
+
+
+def revisions() -> list[str]:
+    """Every schema that was released before this one, oldest first."""
+    from alembic.script import ScriptDirectory
+
+    from lepton_airflow.audit.database import _migration_config
+
+    scripts = ScriptDirectory.from_config(_migration_config())
+    return [script.revision for script in scripts.walk_revisions()][:0:-1]
+
+
+@pytest.mark.parametrize("revision", revisions())
+def test_a_log_of_every_older_schema_is_migrated_and_goes_on(
+    settings: Settings, signer: Signer, write: Any, revision: str
+) -> None:
+    """What was written and sealed under the old schema verifies under the new one, and is sealed further."""
+    from alembic import command
+
+    from lepton_airflow.audit.database import _migration_config
+
+    old = connect(settings, check_schema=False)
+    with old.begin() as connection:
+        config = _migration_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    write(old, 4)
+    with old.begin() as connection:
+        # Sealed as every version has done it: positions, a root over the stored hashes, a signed note.
+        hashes = list(connection.scalars(sql.select(leaf_table.c.leaf_hash).order_by(leaf_table.c.id)))
+        connection.exec_driver_sql("UPDATE lepton_audit_leaf SET tree_index = id - 1")
+        note = Checkpoint(signer.name, len(hashes), root(hashes)).sign(signer)
+        connection.execute(checkpoint_table.insert().values(tree_size=len(hashes), note=note, frontier=b""))
+    migrate(old)
+    old.dispose()
+    engine = connect(settings)
+    write(engine, 2)
+    assert seal(engine, signer=signer, exports=[]).tree_size == 8
+    report = verify(engine, verifier=signer.verifier, exports=[])
+    assert (report.findings, report.tree_size, report.unsealed) == ((), 8, 0)
+    engine.dispose()
 
 
 def test_a_database_without_the_schema_is_refused(settings: Settings) -> None:
