@@ -10,7 +10,8 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 from lepton_airflow.errors import InvalidData
 from lepton_airflow.jobs.privacy_unit import check_unit
 from lepton_airflow.jobs.spec import JobSpec, TableReference
-from lepton_airflow.models.plan import EvaluationPlan, GatePlan, LinfThreatModel, RetrainingPlan, TrainingPlan
+from lepton_airflow.models.plan import EvaluationPlan, GatePlan, RetrainingPlan, TrainingPlan
+from lepton_airflow.models.threat_model import ThreatModel
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +48,7 @@ class RetrainModelSpec(JobSpec):
     label_column: str = Field(min_length=1)
     classes: tuple[StrictBool | StrictInt | StrictStr, ...] = Field(min_length=2)
     features: tuple[str, ...] = Field(min_length=1)
-    threat_model: LinfThreatModel
+    threat_model: ThreatModel
     training: TrainingPlan = TrainingPlan()
     evaluation: EvaluationPlan = EvaluationPlan()
     gate: GatePlan

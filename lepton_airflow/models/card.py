@@ -100,7 +100,7 @@ def model_card(
             "mean": mean.tolist(),
             "scale": scale.tolist(),
         },
-        "threat_model": plan.threat_model.model_dump(mode="json"),
+        "threat_model": plan.threat_model.model_dump(mode="json", exclude_defaults=True),
         "training": plan.training.model_dump(mode="json"),
         "evaluation": {
             "attack": attack_parameters(plan.evaluation),

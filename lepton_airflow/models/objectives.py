@@ -36,11 +36,11 @@ def pgd_objective(*, perturbation: Perturbation, epsilon: float, steps: int, see
     radius = tf.constant(epsilon, tf.float32)
 
     def objective(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
-        start = perturbation.random(generator, x.shape, radius)
+        start = perturbation.random(generator, x, radius)
         d = strongest_perturbation(
             model, x, labels, perturbation=perturbation, epsilon=radius, steps=steps, start=start
         )
-        logits = model(perturbation.apply(x, d), training=True)
+        logits = model(perturbation.apply(x, d, radius), training=True)
         return cross_entropy(logits, labels), logits
 
     return objective

@@ -1,4 +1,4 @@
-"""What a retraining is asked to do: threat model, training, evaluation and gate, as they stand in a spec.
+"""What a retraining is asked to do: inputs, training, hardening, evaluation and gate, as they stand in a spec.
 
 Nothing here imports TensorFlow: operators validate these models while a DAG is parsed.
 """
@@ -8,59 +8,134 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator, model_validator
+
+from lepton_airflow.models.threat_model import PlanModel, ThreatModel
+
+_Width = Annotated[int, Field(ge=1)]
 
 
-class PlanModel(BaseModel):
-    """Base of the parts of a plan: frozen, an unknown field is an error, infinity and NaN are no numbers."""
+class ImageColumn(PlanModel):
+    """A column of images: arrays of ``height * width * channels`` numbers, row by row, channels last.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class LinfThreatModel(PlanModel):
-    """The attacker may move every feature of an example at once, each by at most ``epsilon``.
-
-    :param epsilon: the radius of the L-infinity ball
-    :param units: what ``epsilon`` is measured in; one unit is the feature's standard deviation over the training split
+    :param column: its name
+    :param shape: height, width, channels
+    :param low: the value of the darkest pixel
+    :param high: the value of the brightest pixel
     """
 
-    norm: Literal["linf"]
+    column: str = Field(min_length=1)
+    shape: tuple[_Width, _Width, _Width]
+    low: float = 0.0
+    high: float
+
+    @model_validator(mode="after")
+    def _range_rises(self) -> ImageColumn:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+    @property
+    def pixels(self) -> int:
+        """How many numbers an image has."""
+        height, width, channels = self.shape
+        return height * width * channels
+
+
+class DifferentialPrivacyPlan(PlanModel):
+    """DP-SGD (Abadi et al. 2016): what the trained weights may tell of one privacy unit.
+
+    :param epsilon: the budget to spend, charged to the ledger of the dataset and its unit
+    :param delta: the probability with which epsilon may not hold
+    :param clipping_norm: the L2 norm to which the gradient of each unit's examples is clipped
+    """
+
     epsilon: float = Field(gt=0)
-    units: Literal["standard deviations"]
+    delta: float = Field(gt=0, lt=1)
+    clipping_norm: float = Field(default=1.0, gt=0)
 
 
 class TrainingPlan(PlanModel):
     """How the hardened model is trained. The standard model, its baseline, differs only in seeing no attack.
 
-    :param method: ``pgd``: train on the worst examples that projected gradient descent finds (Madry et al. 2018)
+    :param method: ``pgd``: train on the worst examples that projected gradient descent finds (Madry et al. 2018);
+        ``trades``: trade clean accuracy against the divergence under attack (Zhang et al. 2019); ``fast``: one step from a
+        random start (Wong et al. 2020); ``generator``: a second network learns to make the perturbations, and the classifier
+        trains against it and against PGD
     :param epochs: passes over the training split
     :param batch_size: examples a step; the training split must hold at least one batch
     :param learning_rate: Adam's first learning rate; it falls to 0 along a cosine
     :param steps: gradient steps of the attack inside each training step
-    :param hidden: widths of the hidden layers; none makes a linear model
+    :param hidden: widths of the dense hidden layers; none makes a linear model
+    :param filters: channels of the first convolutions of an image model
+    :param trades_beta: weight of the divergence in ``trades``
+    :param averaging: decay of the moving average of the weights that is kept; 0 keeps the last weights
+    :param warm_start: begin with the champion's weights, if there is one
+    :param validation_fraction: share of the training units that are not learned from and choose the best epoch; 0 keeps the
+        last one
+    :param workers: tasks of a Spark barrier stage that train together
+    :param differential_privacy: train by DP-SGD
     """
 
-    method: Literal["pgd"] = "pgd"
+    method: Literal["pgd", "trades", "fast", "generator"] = "pgd"
     epochs: int = Field(default=80, ge=1)
     batch_size: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=0.003, gt=0)
     steps: int = Field(default=7, ge=1)
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128,)
+    hidden: tuple[_Width, ...] = (128,)
+    filters: int = Field(default=32, ge=1)
+    trades_beta: float = Field(default=6.0, gt=0)
+    averaging: float = Field(default=0.0, ge=0, lt=1)
+    warm_start: bool = False
+    validation_fraction: float = Field(default=0.0, ge=0, lt=1)
+    workers: int = Field(default=1, ge=1)
+    differential_privacy: DifferentialPrivacyPlan | None = None
+
+
+class HardeningPlan(PlanModel):
+    """What is made of the trained network before it is attacked.
+
+    :param ensemble: how many networks are trained from different first weights; their logits are averaged
+    :param distil: train one student of the first network's form on the ensemble's logits, and ship it instead
+    :param pruning: share of the smallest weights of each layer that are set to 0
+    :param int8: ship a LiteRT model of 8-bit integers too, which is attacked by itself
+    """
+
+    ensemble: int = Field(default=1, ge=1)
+    distil: bool = False
+    pruning: float = Field(default=0.0, ge=0, lt=1)
+    int8: bool = False
+
+    @model_validator(mode="after")
+    def _something_to_distil(self) -> HardeningPlan:
+        if self.distil and self.ensemble < 2:
+            raise ValueError("distil needs an ensemble of at least 2")
+        return self
 
 
 class EvaluationPlan(PlanModel):
     """How the trained models are attacked on the test split.
 
+    An example counts as robust only if it survives every attack: PGD, APGD on the cross-entropy and on the difference of
+    logits ratio, Square, and what misled the champion.
+
     :param epsilons: radii of the curve, rising, in the threat model's units; 0 and the threat model's own are always
         measured
-    :param steps: gradient steps of each attack
-    :param restarts: attacks on each example; it is robust only if it survives all of them
+    :param steps: gradient steps of each PGD attack
+    :param restarts: PGD attacks on each example
+    :param apgd_steps: gradient steps of each APGD attack
+    :param square_queries: predictions that Square may ask for, for each example
+    :param expectation_samples: predictions over which gradients and decisions of a model with randomness are averaged
+        (expectation over transformation); with 1 such a model is refused
     :param test_fraction: share of the privacy units that are held out
     """
 
     epsilons: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
     steps: int = Field(default=40, ge=1)
     restarts: int = Field(default=5, ge=1)
+    apgd_steps: int = Field(default=100, ge=10)
+    square_queries: int = Field(default=1000, ge=1)
+    expectation_samples: int = Field(default=1, ge=1)
     test_fraction: float = Field(default=0.3, gt=0, lt=1)
 
     @field_validator("epsilons")
@@ -76,21 +151,29 @@ class GatePlan(PlanModel):
 
     :param minimum_clean_accuracy: share of the test examples classified correctly
     :param minimum_robust_accuracy: share still classified correctly under every attack at the threat model's epsilon
+    :param allowed_clean_loss: how much clean accuracy may be lost against the champion: the lower 95% bound of the difference
+        on the same examples must not lie below minus this
+    :param allowed_robust_loss: the same for the robust accuracy
     """
 
     minimum_clean_accuracy: float = Field(ge=0, le=1)
     minimum_robust_accuracy: float = Field(ge=0, le=1)
+    allowed_clean_loss: float = Field(default=0.02, ge=0, le=1)
+    allowed_robust_loss: float = Field(default=0.05, ge=0, le=1)
 
 
 class RetrainingPlan(PlanModel):
     """A whole retraining.
 
+    :param image: when the examples are images of one column
     :param seed: fixes weights, batches, attack starts and the split, so that a run can be repeated; without one they
         come from the operating system. They protect nothing, so a seed is allowed here
     """
 
-    threat_model: LinfThreatModel
+    threat_model: ThreatModel
     training: TrainingPlan
+    hardening: HardeningPlan = HardeningPlan()
     evaluation: EvaluationPlan
     gate: GatePlan
+    image: ImageColumn | None = None
     seed: int | None = Field(default=None, ge=0)

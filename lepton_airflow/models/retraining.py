@@ -8,23 +8,20 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 
-from lepton_airflow.errors import EmptyTable, GateRefused, InvalidData
+from lepton_airflow.errors import EmptyTable, GateRefused
 from lepton_airflow.models.architectures import tabular_classifier
 from lepton_airflow.models.artefact import MODEL_FILE, ModelFolder, file_digest
 from lepton_airflow.models.card import Origin, model_card
 from lepton_airflow.models.evaluation import evaluate
-from lepton_airflow.models.examples import Examples, Features, require_classes, require_disjoint, split_by_unit
+from lepton_airflow.models.examples import Examples, require_classes, require_disjoint, split_by_unit
 from lepton_airflow.models.gate import judge
+from lepton_airflow.models.input_space import require_inside, table_space
 from lepton_airflow.models.objectives import pgd_objective, standard_objective
-from lepton_airflow.models.perturbation import LinfPerturbation
+from lepton_airflow.models.perturbation import Perturbation
 from lepton_airflow.models.plan import RetrainingPlan
 from lepton_airflow.models.seeds import derived_seed
 from lepton_airflow.models.training import EpochReport, train
-
-#: Single precision keeps about 7 digits: a feature that varies by less than this share of its mean has too few left.
-_LEAST_RELATIVE_SCALE = 1e-5
 
 
 def retrain(
@@ -49,8 +46,9 @@ def retrain(
     """
     seed = secrets.randbits(31) if plan.seed is None else plan.seed
     learned_from, held_out = _split(examples, origin=origin, plan=plan)
-    mean, scale = _standardisation(learned_from, origin)
-    perturbation = LinfPerturbation(scale)
+    space = table_space(learned_from, names=origin.features, threat_model=plan.threat_model, place=origin.dataset)
+    require_inside(held_out, space, place=origin.dataset)
+    perturbation = Perturbation(space)
     epsilon = plan.threat_model.epsilon
     objectives = {
         "standard": standard_objective(),
@@ -65,8 +63,8 @@ def retrain(
     for name, objective in objectives.items():
         # The same first weights and the same batches for both: they differ only in what they are exposed to.
         models[name] = tabular_classifier(
-            mean=mean,
-            scale=scale,
+            mean=space.mean,
+            scale=space.scale,
             hidden=plan.training.hidden,
             classes=len(origin.classes),
             seed=derived_seed(seed, "weights"),
@@ -112,8 +110,8 @@ def retrain(
             examples=examples,
             train=learned_from,
             test=held_out,
-            mean=mean,
-            scale=scale,
+            mean=space.mean,
+            scale=space.scale,
             model_file=file,
             model_digest=attacked,
             standard=robustness["standard"],
@@ -138,17 +136,3 @@ def _split(examples: Examples, *, origin: Origin, plan: RetrainingPlan) -> tuple
     for split, name in ((learned_from, "training"), (held_out, "test")):
         require_classes(split, origin.classes, place=f"{origin.dataset}.{origin.label} ({name} split)")
     return learned_from, held_out
-
-
-def _standardisation(examples: Examples, origin: Origin) -> tuple[Features, Features]:
-    """Mean and standard deviation of each feature over the training split, [features] each."""
-    values = examples.features.astype(np.float64)
-    mean, scale = values.mean(axis=0), values.std(axis=0)
-    for name, centre, deviation in zip(origin.features, mean, scale, strict=True):
-        if deviation <= _LEAST_RELATIVE_SCALE * abs(centre):
-            raise InvalidData(
-                "The feature does not vary over the training split, so an attack has no unit.",
-                place=f"{origin.dataset}.{name}",
-                remedy="Leave it out.",
-            )
-    return mean.astype(np.float32), scale.astype(np.float32)

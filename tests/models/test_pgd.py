@@ -14,10 +14,17 @@ import tensorflow as tf
 from lepton_airflow.models.architectures import tabular_classifier
 from lepton_airflow.models.attacks.pgd import ProjectedGradientDescent, cross_entropy, strongest_perturbation
 from lepton_airflow.models.examples import Examples, Features
-from lepton_airflow.models.perturbation import LinfPerturbation
+from lepton_airflow.models.input_space import InputSpace
+from lepton_airflow.models.perturbation import Perturbation
 
 SCALE = np.array([1000.0, 0.01, 1.0, 3.0, 0.5], np.float32)
 MEAN = np.array([5000.0, 0.2, 0.0, -4.0, 10.0], np.float32)
+
+
+def ball(scale: Features) -> Perturbation:
+    """Perturbations without constraints, measured in ``scale``."""
+    names = [f"feature {position}" for position in range(len(scale))]
+    return Perturbation(InputSpace.free(norm="linf", names=names, mean=np.zeros_like(scale), scale=scale))
 
 
 def in_raw_units(examples: Examples) -> Examples:
@@ -36,7 +43,7 @@ def classifier(*, hidden: tuple[int, ...] = (), seed: int = 1) -> Any:
 def attack_on(model: Any, *, restarts: int = 2, steps: int = 20, batch_size: int = 64) -> ProjectedGradientDescent:
     return ProjectedGradientDescent(
         model,
-        perturbation=LinfPerturbation(SCALE),
+        perturbation=ball(SCALE),
         steps=steps,
         restarts=restarts,
         batch_size=batch_size,
@@ -72,7 +79,7 @@ def test_the_training_attack_reaches_the_worst_corner_of_a_linear_model(blobs: C
     examples = in_raw_units(blobs(64))
     model = classifier()
     _, weights = margins(model, examples)
-    perturbation = LinfPerturbation(SCALE)
+    perturbation = ball(SCALE)
     d = tf.function(strongest_perturbation)(
         model,
         tf.constant(examples.features),
@@ -80,7 +87,7 @@ def test_the_training_attack_reaches_the_worst_corner_of_a_linear_model(blobs: C
         perturbation=perturbation,
         epsilon=tf.constant(0.5),
         steps=7,
-        start=perturbation.random(tf.random.Generator.from_seed(1), (64, 5), 0.5),
+        start=perturbation.random(tf.random.Generator.from_seed(1), tf.constant(examples.features), 0.5),
     ).numpy()
     assert np.allclose(d, -0.5 * np.sign(weights) * (2 * examples.labels[:, None] - 1))
 
@@ -89,9 +96,9 @@ def test_perturbations_stay_in_the_ball(blobs: Callable[..., Examples]) -> None:
     examples = in_raw_units(blobs(64))
     attack = attack_on(classifier(hidden=(16,)))
     _, d = attack.attack(examples.features, examples.labels, 0.3, 0.3)
-    size = LinfPerturbation(SCALE).size(d).numpy()
+    size = ball(SCALE).size(d).numpy()
     assert size.max() <= np.float32(0.3)
-    moved = np.abs(LinfPerturbation(SCALE).apply(examples.features, d).numpy() - examples.features) / SCALE
+    moved = np.abs(ball(SCALE).apply(examples.features, d, 0.3).numpy() - examples.features) / SCALE
     assert moved.max() <= 0.3 + 1e-5
     assert np.median(moved.max(axis=1)) > 0.29, "the attack uses the ball it is given"
 
@@ -105,7 +112,7 @@ def test_epsilon_means_the_same_for_features_of_any_magnitude(blobs: Callable[..
     unscaled.set_weights(model.get_weights())
     on_plain = ProjectedGradientDescent(
         unscaled,
-        perturbation=LinfPerturbation(np.ones(5, np.float32)),
+        perturbation=ball(np.ones(5, np.float32)),
         steps=20,
         restarts=2,
         batch_size=64,
@@ -159,7 +166,7 @@ def attack_on_zeros(layer: Any, *, features: int, steps: int, restarts: int) -> 
     )
     attack = ProjectedGradientDescent(
         keras.Model(inputs, layer(inputs)),
-        perturbation=LinfPerturbation(np.ones(features, np.float32)),
+        perturbation=ball(np.ones(features, np.float32)),
         steps=steps,
         restarts=restarts,
         batch_size=200,

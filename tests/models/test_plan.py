@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from lepton_airflow.models.plan import EvaluationPlan, GatePlan, LinfThreatModel, TrainingPlan
+from lepton_airflow.models.plan import EvaluationPlan, GatePlan, TrainingPlan
+from lepton_airflow.models.threat_model import ThreatModel
 
 
 @pytest.mark.parametrize(
@@ -22,11 +23,26 @@ from lepton_airflow.models.plan import EvaluationPlan, GatePlan, LinfThreatModel
         {"norm": "linf", "epsilon": float("nan"), "units": "standard deviations"},
         {"norm": "linf", "epsilon": float("inf"), "units": "standard deviations"},
         {"norm": "linf", "epsilon": 0.5, "units": "standard deviations", "colour": "red"},
+        {
+            "norm": "linf",
+            "epsilon": 0.5,
+            "units": "standard deviations",
+            "constraints": {"increasing": ["a"], "decreasing": ["a"]},
+        },
+        {"norm": "linf", "epsilon": 0.5, "units": "standard deviations", "constraints": {"bounds": {"a": [2, 1]}}},
+        {
+            "norm": "linf",
+            "epsilon": 0.5,
+            "units": "standard deviations",
+            "constraints": {"one_hot": [["a", "b"], ["b", "c"]]},
+        },
+        {"norm": "l2", "epsilon": 0.5, "units": "feature scales", "scales": {"a": 0}},
+        {"norm": "l2", "epsilon": 0.5, "units": "pixel range", "scales": {"a": 1}},
     ],
 )
 def test_a_threat_model_states_norm_radius_and_units(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        LinfThreatModel.model_validate(fields)
+        ThreatModel.model_validate(fields)
 
 
 def test_radii_must_rise() -> None:

@@ -17,12 +17,14 @@ from lepton_airflow.models.artefact import ModelFolder, file_digest
 from lepton_airflow.models.attacks.pgd import ProjectedGradientDescent
 from lepton_airflow.models.card import Origin
 from lepton_airflow.models.examples import Examples
-from lepton_airflow.models.perturbation import LinfPerturbation
-from lepton_airflow.models.plan import EvaluationPlan, GatePlan, LinfThreatModel, RetrainingPlan, TrainingPlan
+from lepton_airflow.models.input_space import InputSpace
+from lepton_airflow.models.perturbation import Perturbation
+from lepton_airflow.models.plan import EvaluationPlan, GatePlan, RetrainingPlan, TrainingPlan
 from lepton_airflow.models.retraining import retrain
+from lepton_airflow.models.threat_model import ThreatModel
 
 PLAN = RetrainingPlan(
-    threat_model=LinfThreatModel(norm="linf", epsilon=0.5, units="standard deviations"),
+    threat_model=ThreatModel(norm="linf", epsilon=0.5, units="standard deviations"),
     training=TrainingPlan(epochs=30, hidden=(64,)),
     evaluation=EvaluationPlan(epsilons=(0.25, 1.5), steps=20, restarts=2),
     gate=GatePlan(minimum_clean_accuracy=0.85, minimum_robust_accuracy=0.55),
@@ -94,7 +96,14 @@ def test_the_shipped_file_is_the_attacked_one_and_keeps_its_accuracy(
     assert correct.mean() == pytest.approx(card["evaluation"]["clean"]["accuracy"], abs=0.06)
     attack = ProjectedGradientDescent(
         model,
-        perturbation=LinfPerturbation(np.array(card["preprocessing"]["scale"], np.float32)),
+        perturbation=Perturbation(
+            InputSpace.free(
+                norm="linf",
+                names=card["data"]["features"],
+                mean=np.array(card["preprocessing"]["mean"]),
+                scale=np.array(card["preprocessing"]["scale"]),
+            )
+        ),
         steps=20,
         restarts=2,
         batch_size=len(examples),
@@ -122,12 +131,7 @@ def test_the_card_says_what_was_done(card: dict[str, Any], examples: Examples) -
     assert low < card["evaluation"]["robust"]["accuracy"] < high
     assert card["threat_model"] == {"norm": "linf", "epsilon": 0.5, "units": "standard deviations"}
     assert card["evaluation"]["attack"]["restarts"] == 2
-    assert card["gate"] == {
-        "minimum_clean_accuracy": 0.85,
-        "minimum_robust_accuracy": 0.55,
-        "passed": True,
-        "reasons": [],
-    }
+    assert card["gate"] == {**PLAN.gate.model_dump(mode="json"), "passed": True, "reasons": []}
     assert card["seeds"] == {"training": 11, "given": True}
     assert "patient 1" not in json.dumps(card)
 

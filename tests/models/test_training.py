@@ -11,13 +11,20 @@ import pytest
 
 from lepton_airflow.models.architectures import tabular_classifier
 from lepton_airflow.models.attacks.pgd import ProjectedGradientDescent
-from lepton_airflow.models.examples import Examples
+from lepton_airflow.models.examples import Examples, Features
+from lepton_airflow.models.input_space import InputSpace
 from lepton_airflow.models.objectives import Objective, pgd_objective, standard_objective
-from lepton_airflow.models.perturbation import LinfPerturbation
+from lepton_airflow.models.perturbation import Perturbation
 from lepton_airflow.models.plan import TrainingPlan
 from lepton_airflow.models.training import EpochReport, compile_step, train
 
 ONES, ZEROS = np.ones(5, np.float32), np.zeros(5, np.float32)
+
+
+def ball(scale: Features) -> Perturbation:
+    """Perturbations without constraints, measured in ``scale``."""
+    names = [f"feature {position}" for position in range(len(scale))]
+    return Perturbation(InputSpace.free(norm="linf", names=names, mean=np.zeros_like(scale), scale=scale))
 
 
 def classifier(seed: int = 1, hidden: tuple[int, ...] = (16,)) -> Any:
@@ -25,7 +32,7 @@ def classifier(seed: int = 1, hidden: tuple[int, ...] = (16,)) -> Any:
 
 
 def hardening(epsilon: float = 0.3) -> Objective:
-    return pgd_objective(perturbation=LinfPerturbation(ONES), epsilon=epsilon, steps=5, seed=2)
+    return pgd_objective(perturbation=ball(ONES), epsilon=epsilon, steps=5, seed=2)
 
 
 def trained(examples: Examples, objective: Objective, *, seed: int = 1, epochs: int = 20) -> Any:
@@ -78,7 +85,7 @@ def test_training_learns_and_reports_every_epoch(blobs: Callable[..., Examples])
 
 def test_hardening_makes_the_model_harder_to_mislead(examples: Examples) -> None:
     mean, scale = examples.features.mean(axis=0), examples.features.std(axis=0)
-    perturbation = LinfPerturbation(scale)
+    perturbation = ball(scale)
     robust = {}
     for name, objective in (
         ("standard", standard_objective()),

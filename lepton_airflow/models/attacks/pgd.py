@@ -39,8 +39,8 @@ def strongest_perturbation(
     length = RELATIVE_STEP * epsilon / steps
 
     def climb(step: Any, d: Any) -> tuple[Any, Any]:
-        _, gradient = _logits_and_gradient(model, x, labels, perturbation=perturbation, d=d)
-        return step + 1, perturbation.project(perturbation.ascend(d, gradient, length), epsilon)
+        _, gradient = _logits_and_gradient(model, x, labels, perturbation=perturbation, d=d, epsilon=epsilon)
+        return step + 1, perturbation.project(x, perturbation.ascend(d, gradient, length), epsilon)
 
     _, d = tf.while_loop(lambda step, _: step < steps, climb, (tf.constant(0), start), parallel_iterations=1)
     return tf.stop_gradient(d)
@@ -105,25 +105,29 @@ class ProjectedGradientDescent:
             return tf.argmax(logits, axis=-1, output_type=tf.int32) != labels
 
         def climb(step: Any, d: Any, lost: Any) -> tuple[Any, Any, Any]:
-            logits, gradient = _logits_and_gradient(self._model, x, labels, perturbation=perturbation, d=d)
+            logits, gradient = _logits_and_gradient(
+                self._model, x, labels, perturbation=perturbation, d=d, epsilon=epsilon
+            )
             lost = lost | misled(logits)
-            moved = perturbation.project(perturbation.ascend(d, gradient, length), epsilon)
+            moved = perturbation.project(x, perturbation.ascend(d, gradient, length), epsilon)
             return step + 1, tf.where(lost[:, tf.newaxis], d, moved), lost
 
-        start = perturbation.random(self._generator, (self._batch_size, self._features), start_radius)
+        start = perturbation.random(self._generator, x, start_radius)
         _, d, lost = tf.while_loop(
             lambda step, *_: step < self._steps,
             climb,
             (tf.constant(0), start, tf.zeros((self._batch_size,), tf.bool)),
             parallel_iterations=1,
         )
-        return lost | misled(self._model(perturbation.apply(x, d), training=False)), d
+        return lost | misled(self._model(perturbation.apply(x, d, epsilon), training=False)), d
 
 
-def _logits_and_gradient(model: Any, x: Any, labels: Any, *, perturbation: Perturbation, d: Any) -> tuple[Any, Any]:
+def _logits_and_gradient(
+    model: Any, x: Any, labels: Any, *, perturbation: Perturbation, d: Any, epsilon: Any
+) -> tuple[Any, Any]:
     """The logits of the perturbed examples, and the gradient of their summed cross-entropy over the perturbation."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(d)
-        logits = model(perturbation.apply(x, d), training=False)
+        logits = model(perturbation.apply(x, d, epsilon), training=False)
         loss = tf.reduce_sum(cross_entropy(logits, labels))
     return logits, tape.gradient(loss, d)
