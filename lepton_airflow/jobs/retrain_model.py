@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
-from lepton_airflow.errors import InvalidData
-from lepton_airflow.jobs.privacy_unit import check_unit
 from lepton_airflow.jobs.spec import JobSpec, TableReference
 from lepton_airflow.models.plan import EvaluationPlan, GatePlan, RetrainingPlan, TrainingPlan
 from lepton_airflow.models.threat_model import ThreatModel
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from lepton_airflow.jobs.runner import Job
     from lepton_airflow.models.artefact import ModelFolder
 
@@ -115,11 +111,19 @@ def run(spec: RetrainModelSpec, job: Job) -> dict[str, Any]:
 
 
 def _retrain(spec: RetrainModelSpec, job: Job, folder: ModelFolder) -> dict[str, Any]:
+    from lepton_airflow.jobs.examples import collect_examples
     from lepton_airflow.models.runtime import load_tensorflow
 
     # Keys are opened before TensorFlow is loaded: its BoringSSL and the OpenSSL of a PKCS #11 token's library share symbol names,
     # and the token's library crashes if it comes second.
-    table = _collect(spec, job)
+    table = collect_examples(
+        job,
+        source=spec.source,
+        features=spec.features,
+        label=spec.label_column,
+        privacy_unit=spec.privacy_unit,
+        purpose=spec.purpose,
+    )
     load_tensorflow()
     from lepton_airflow.models.card import Origin
     from lepton_airflow.models.examples import examples_from_arrow
@@ -154,49 +158,3 @@ def _retrain(spec: RetrainModelSpec, job: Job, folder: ModelFolder) -> dict[str,
     )
     with TrainingProgress() as progress:
         return retrain(examples, origin=origin, plan=plan, folder=folder, report=progress)
-
-
-def _collect(spec: RetrainModelSpec, job: Job) -> pa.Table:
-    """The spec's columns in the driver's memory, features and label in the clear."""
-    from lepton_airflow.encryption.dataframe import protections_of, reveal
-
-    frame = job.read(spec.source, columns=spec.columns)
-    frame = frame.select(*(frame["`" + name.replace("`", "``") + "`"] for name in spec.columns))
-    protected = protections_of(frame.schema)
-    encrypted = [name for name in (*spec.features, spec.label_column) if name in protected]
-    check_unit(spec.privacy_unit, protected, dataset=spec.source.name, others=(*spec.features, spec.label_column))
-    if encrypted:
-        with job.guard.operation(
-            action="decrypt", dataset=spec.source.name, columns=encrypted, purpose=spec.purpose
-        ) as decryption:
-            clear = reveal(
-                frame,
-                columns=encrypted,
-                keyring=job.settings.keyring,
-                identity_file=job.settings.identity_file,
-                dataset=spec.source.name,
-            )
-            table = clear.toArrow()
-            decryption.record(counts={"rows": table.num_rows})
-    else:
-        table = frame.toArrow()
-    if spec.privacy_unit in protected:
-        _require_one_key(table[spec.privacy_unit], place=f"{spec.source.name}.{spec.privacy_unit}")
-    return table
-
-
-def _require_one_key(units: pa.ChunkedArray, *, place: str) -> None:
-    """Deterministic ciphertexts of one unit are equal under one key only; after a rotation it would count as two units.
-
-    :raises InvalidData: the column holds values under several keys
-    """
-    import pyarrow.compute as pc
-
-    # Tink's prefix: one byte of version, four of key id.
-    keys = pc.count_distinct(pc.binary_slice(units, 1, 5)).as_py()
-    if keys > 1:
-        raise InvalidData(
-            f"The privacy unit is encrypted under {keys} keys, so the same unit can look like two.",
-            place=place,
-            remedy="Encrypt the table again under one key.",
-        )
