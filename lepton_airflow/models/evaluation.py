@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lepton_airflow.models.attacks.pgd import RELATIVE_STEP, ProjectedGradientDescent
 from lepton_airflow.models.examples import Examples
 from lepton_airflow.models.intervals import Proportion
@@ -56,9 +54,7 @@ def evaluate(
     curve = {}
     for radius in sorted({0.0, epsilon, *plan.epsilons}):
         survivors = attack.survivors(examples, radius)
-        curve[radius] = Proportion(
-            successes=int(np.count_nonzero(survivors)), examples=len(examples), units=examples.unit_count
-        )
+        curve[radius] = Proportion.of(survivors, examples.units)
     return Robustness(curve=curve)
 
 

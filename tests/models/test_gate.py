@@ -12,7 +12,7 @@ PLAN = GatePlan(minimum_clean_accuracy=0.9, minimum_robust_accuracy=0.6)
 
 
 def share(successes: int) -> Proportion:
-    return Proportion(successes=successes, examples=100, units=100)
+    return Proportion(successes=successes, examples=100, units=100, effective=100)
 
 
 def test_a_model_at_both_thresholds_passes() -> None:
