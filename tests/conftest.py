@@ -56,7 +56,7 @@ roles:
 grants:
   - id: tests
     role: everyone
-    actions: [encrypt, decrypt, release, train, rotate, verify]
+    actions: [encrypt, decrypt, release, train, evaluate, rotate, verify]
     datasets: ["*"]
     columns: ["*"]
     purposes: [test]
