@@ -164,6 +164,10 @@ class ModelTampered(LeptonError):
     """A model file is not the one that its card describes."""
 
 
+class RegistryError(LeptonError):
+    """The registry does not know the model, or its rules forbid the step."""
+
+
 class JobFailed(LeptonError):
     """The job failed for a reason that this package does not know; a retry may help."""
 

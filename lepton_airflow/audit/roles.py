@@ -23,6 +23,9 @@ _WRITER = {
     "lepton_release": "SELECT, INSERT, UPDATE",
     "lepton_mechanism": "SELECT, INSERT, UPDATE, DELETE",
     "lepton_key_usage": "SELECT, INSERT, UPDATE",
+    "lepton_model": "SELECT, INSERT, UPDATE",
+    # A model's history only grows.
+    "lepton_model_change": "SELECT, INSERT",
     "lepton_schema_version": "SELECT",
 }
 _SEALER = {

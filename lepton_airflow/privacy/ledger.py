@@ -12,7 +12,7 @@ What all releases of a budget cost together is what :mod:`lepton_airflow.privacy
 budget's delta. A budget with a period is one budget for each calendar period (UTC), and its guarantee is for each period; a
 release belongs to the period in which it was reserved.
 
-Transactions are serializable: ``BEGIN IMMEDIATE`` on SQLite, ``SERIALIZABLE`` with bounded retries on PostgreSQL.
+Transactions are serializable (see :mod:`lepton_airflow.audit.transactions`).
 
 This module imports neither Spark, Arrow, NumPy nor OpenDP: the Airflow side reads the ledger too.
 """
@@ -20,8 +20,6 @@ This module imports neither Spark, Arrow, NumPy nor OpenDP: the Airflow side rea
 from __future__ import annotations
 
 import json
-import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -29,11 +27,11 @@ from fractions import Fraction
 from typing import Any, TypeVar
 
 import sqlalchemy as sql
-from sqlalchemy.exc import DBAPIError
 
 from lepton_airflow.audit.canonical import canonical_json
 from lepton_airflow.audit.database import reading
-from lepton_airflow.errors import AuditUnavailable, BudgetError
+from lepton_airflow.audit.transactions import serializable
+from lepton_airflow.errors import BudgetError
 from lepton_airflow.privacy import admission, records
 from lepton_airflow.privacy.accountant import check_event, spending
 from lepton_airflow.privacy.admission import budget_place, run_place
@@ -55,9 +53,6 @@ T = TypeVar("T")
 
 #: Version of the stored noisy numbers. Version 1 had one key, ``vectors``.
 DRAW_SCHEMA = "lepton.draw/2"
-#: PostgreSQL: serialization_failure, deadlock_detected, and unique_violation, which a lost race for one run key can show as.
-_RETRYABLE = ("40001", "40P01", "23505")
-_ATTEMPTS = 16
 
 
 def _utc_now() -> datetime:
@@ -72,9 +67,6 @@ class Ledger:
     """
 
     def __init__(self, engine: sql.Engine, *, clock: Callable[[], datetime] = _utc_now) -> None:
-        self._reading_engine = engine
-        if engine.dialect.name == "postgresql":
-            engine = engine.execution_options(isolation_level="SERIALIZABLE")
         self._engine = engine
         self._clock = clock
 
@@ -134,23 +126,23 @@ class Ledger:
         :raises BudgetError: there is no such budget
         :raises MissingDependency: the budget has a delta, and dp-accounting is not installed
         """
-        with reading(self._reading_engine) as connection:
+        with reading(self._engine) as connection:
             return self._balance(connection, admission.budget(connection, dataset, unit), at)
 
     def balances(self, dataset: str | None = None, *, at: datetime | None = None) -> list[Balance]:
         """All budgets, or those of ``dataset``, by dataset and unit; as :meth:`balance`."""
-        with reading(self._reading_engine) as connection:
+        with reading(self._engine) as connection:
             return [self._balance(connection, budget, at) for budget in records.budgets(connection, dataset=dataset)]
 
     def history(self, *, dataset: str, unit: str) -> list[Release]:
         """Every release of a budget, of all periods, oldest reservation first."""
-        with reading(self._reading_engine) as connection:
+        with reading(self._engine) as connection:
             budget = admission.budget(connection, dataset, unit)
             return records.releases(connection, release_table.c.budget_id == budget.id)
 
     def find(self, run_key: str) -> Release | None:
         """The release of ``run_key``; None when it never asked for budget."""
-        with reading(self._reading_engine) as connection:
+        with reading(self._engine) as connection:
             return records.find_release(connection, run_key)
 
     def result(self, run_key: str) -> dict[str, Any]:
@@ -183,7 +175,7 @@ class Ledger:
 
     def mechanisms_by_release(self, *, dataset: str, unit: str) -> dict[str, list[MechanismEvent]]:
         """Every mechanism that was run on a budget, by run key, in the order of the draws."""
-        with reading(self._reading_engine) as connection:
+        with reading(self._engine) as connection:
             budget = admission.budget(connection, dataset, unit)
             return records.mechanisms(connection, release_table.c.budget_id == budget.id, DRAWN, PUBLISHED)
 
@@ -260,7 +252,7 @@ class Ledger:
             return admission.existing(connection, run_key)
 
         # Accounting can take a while. Done here first, it is found in a cache by the transaction, which keeps others waiting.
-        with reading(self._reading_engine) as connection:
+        with reading(self._engine) as connection:
             admit(connection)
         return self._transaction(work)
 
@@ -359,27 +351,14 @@ class Ledger:
         )
 
     def _stored(self, run_key: str, column: sql.Column[str | None]) -> str | None:
-        with reading(self._reading_engine) as connection:
+        with reading(self._engine) as connection:
             return connection.execute(sql.select(column).where(release_table.c.run_key == run_key)).scalar_one_or_none()
 
     def _now(self) -> str:
         return self._clock().astimezone(UTC).isoformat(timespec="microseconds")
 
     def _transaction(self, work: Callable[[sql.Connection], T]) -> T:
-        for attempt in range(_ATTEMPTS):
-            try:
-                with self._engine.begin() as connection:
-                    return work(connection)
-            except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) not in _RETRYABLE:
-                    raise
-            # Jitter keeps those who lost together from meeting again.
-            time.sleep(secrets.randbelow(10_000) * 1e-6 * 2 ** min(attempt, 6))
-        raise AuditUnavailable(
-            f"The ledger is so busy that a transaction failed {_ATTEMPTS} times.",
-            place="privacy ledger",
-            remedy="Try again; nothing was changed.",
-        )
+        return serializable(self._engine, work, place="privacy ledger")
 
 
 def _update(run_key: str) -> sql.Update:
