@@ -11,7 +11,7 @@ class Finding:
 
     :param kind: ``edited``, ``deleted``, ``inserted``, ``moved``, ``swapped``, ``rewritten``, ``truncated`` (leaves);
         ``missing``, ``malformed`` (events); ``unsigned``, ``signature``, ``fork``, ``checkpoint``, ``export`` (checkpoints);
-        ``unlocated``, ``damaged``; as a warning ``clock``
+        ``archive``, ``unlocated``, ``damaged``; as a warning ``clock``
     :param position: where, as ``leaf 17 (event <id>)``
     :param text: what, as a sentence without a data value
     """
@@ -54,6 +54,7 @@ class Leaf:
     :param stored_hash: the hash that was recorded beside the payload
     :param actual_hash: the leaf hash of the payload that is there
     :param tree_index: its place in the tree; None before it is sealed
+    :param archived: its payload is in an archive, and not here; ``actual_hash`` then is the recorded one
     """
 
     row: int
@@ -62,6 +63,7 @@ class Leaf:
     stored_hash: bytes
     actual_hash: bytes
     tree_index: int | None
+    archived: bool = False
 
     @property
     def position(self) -> str:

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lepton_airflow.audit.findings import Finding, leaves
-from lepton_airflow.audit.merkle import HASH_BYTES
+from lepton_airflow.audit.merkle import HASH_BYTES, leaf_hash
 
 #: A longer unbroken run of edited leaves is reported as one.
 _LONGEST_RUN = 16
+_EMPTIED = leaf_hash(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def locate(reference: bytes, rows: Sequence[Placed]) -> Iterator[Finding]:
     standing = {row.index: row.actual_hash for row in rows}
     present = set(standing.values())
     changes = [change for row in rows if (change := _change(row, signed, home, standing, present)) is not None]
-    edited = {change.index for change in changes if change.kind == "edited"}
+    edited = {change.index for change in changes if change.kind in ("edited", "deleted")}
     gone = [index for index in range(size) if signed[index] not in present and index not in edited]
     last = max(standing, default=-1)
     changes += [_Change("truncated" if index > last else "deleted", index, None) for index in gone]
@@ -75,6 +76,8 @@ def _change(
     origin = home.get(row.actual_hash)
     if origin == row.index:
         return None
+    if row.actual_hash == _EMPTIED and 0 <= row.index < len(signed):
+        return _Change("deleted", row.index, row.event_id)
     if origin is None:
         if row.index >= len(signed):
             return None  # beyond the signed tree: not a change of it

@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sql
 
+from lepton_airflow.audit.archived import refuse_archived
 from lepton_airflow.audit.canonical import canonical_json, parse_canonical
 from lepton_airflow.audit.checkpoint import Checkpoint, Verifier
 from lepton_airflow.audit.database import checkpoint_table, leaf_table, reading
@@ -73,7 +74,7 @@ def prove_events(
     :returns: the checkpoint as a signed note, and for each event id its leaf
     :raises EventNotSealed: the checkpoint does not cover one of them
     :raises AuditTampered: the stored log is not the one that was signed
-    :raises InvalidData: the log has no such event
+    :raises InvalidData: the log has no such event, or its payload is in an archive
     """
     leaves = leaf_table.c
     with reading(engine) as connection:
@@ -93,6 +94,8 @@ def prove_events(
                     place=f"event {row.event_id}",
                     remedy="Run `lepton audit seal`, then try again.",
                 )
+            if not row.payload:
+                refuse_archived(connection, index=row.tree_index, place=f"event {row.event_id}")
         if checkpoint is None or note is None:
             raise InvalidData("No events are to be proved.", place="audit log", remedy="Name at least one.")
         try:

@@ -19,6 +19,7 @@ from typing import Any
 
 import sqlalchemy as sql
 
+from lepton_airflow.audit.archived import refuse_archived
 from lepton_airflow.audit.canonical import parse_canonical
 from lepton_airflow.audit.checkpoint import Checkpoint, Verifier
 from lepton_airflow.audit.database import checkpoint_table, leaf_table, reading
@@ -40,7 +41,7 @@ def export_range(
     """Write the sealed leaves from ``first`` up to, not including, ``stop`` (by default all) into a new folder.
 
     :returns: the checkpoint against which they are proved
-    :raises InvalidData: there are no such leaves, or nothing is sealed
+    :raises InvalidData: there are no such leaves, some of them are archived, or nothing is sealed
     :raises TargetExists: the folder holds an export already
     :raises AuditTampered: the stored log is not the one that was signed
     """
@@ -61,6 +62,7 @@ def export_range(
                 place=f"leaves {first} to {stop - 1}",
                 remedy="Choose a range of those.",
             )
+        refuse_archived(connection, index=first, place=leaves(first, stop - 1))
         tree = StoredTree(connection, size=size)
         try:
             outside = tree.outside(first, stop)
@@ -108,7 +110,7 @@ def verify_range(folder: Path, *, verifier: Verifier, since: str | None = None) 
         older = [
             (str(entry["checkpoint"]), [bytes.fromhex(node) for node in entry["path"]]) for entry in proof["older"]
         ]
-        rows = list(_read_events(folder / "events.parquet"))
+        rows = list(read_events(folder / "events.parquet"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnreadableSource(
             f"This is not an export of the audit log ({type(error).__name__}).",
@@ -264,7 +266,7 @@ def _summary(payload: str) -> dict[str, Any]:
         return dict.fromkeys(_COLUMNS)
 
 
-def _read_events(path: Path) -> Iterator[Leaf]:
+def read_events(path: Path) -> Iterator[Leaf]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import sqlalchemy as sql
 
+from lepton_airflow.audit.archive import check_archive
+from lepton_airflow.audit.archived import Archived, archived_stop, read_archived
 from lepton_airflow.audit.checkpoint import Checkpoint, Verifier
 from lepton_airflow.audit.database import checkpoint_table, leaf_table, reading
 from lepton_airflow.audit.export import Export
@@ -29,9 +31,11 @@ EXPLANATION = """\
 Found and located, as long as one export survives that the attacker could not write to:
   edited, deleted, inserted, moved or swapped events; a cut tail; a full rewrite, also one that is signed with a stolen key;
   a fork (two signed roots of one size, or a signed checkpoint that the log does not extend); missing or damaged checkpoints
-  and exports; events that were lost or changed before they were sealed, when a later event of their producer is there.
+  and exports; events that were lost or changed before they were sealed, when a later event of their producer is there;
+  payloads that are gone although no signed statement says that they were archived, and archives that are not as they were.
 Warned of: times that go back by more than a second within one producer, by more than ten minutes in the log, or that lie
   more than ten minutes in the future.
+Archived payloads are checked where their archives can be read, else only that their hashes are the sealed ones.
 With --since: payloads below the checkpoint are not read again unless something is wrong behind it.
 With --offline: nothing is said of events outside the export.
 Not detected:
@@ -43,6 +47,7 @@ Not detected:
 _CHUNK = 1000
 _LONGEST_LIST = 16
 _DISAGREE = "The payload and the hash recorded beside it do not agree."
+_EMPTIED = "Its payload is gone, and no archive has it."
 _HASH_CHANGED = "The hash recorded beside it was changed; the payload is as it was sealed."
 
 
@@ -52,6 +57,7 @@ def verify(
     verifier: Verifier,
     exports: Sequence[Path | str],
     since: str | None = None,
+    archives: Sequence[Path | str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> VerificationReport:
     """Verify the whole log in one snapshot of the database; neither writers nor the sealer wait for it.
@@ -60,6 +66,7 @@ def verify(
     :param exports: the folders to which the sealer copies its checkpoints
     :param since: the signed note of an earlier checkpoint, up to which the log was verified before: that the log extends it is
         shown by the stored hashes, and the payloads below are read again only if something is wrong
+    :param archives: places that must hold the log's archives; by default they are read where they were written, if they can be
     :param progress: called with the number of events checked and of all events
     :raises AuditUnavailable: the database or an export cannot be reached
     """
@@ -69,10 +76,12 @@ def verify(
     try:
         with reading(engine) as connection:
             verification.read_checkpoints(connection)
+            verification.read_archives(connection)
             if since is not None:
                 verification.skip_to(connection, since)
             verification.read_leaves(connection, progress)
             verification.judge_tree(connection)
+            verification.check_archives(connection, archives)
             verification.check_file(connection)
     except AuditTampered as damage:
         verification.add("damaged", damage.place, f"{damage.rule} What lies behind it could not be read.")
@@ -89,6 +98,8 @@ class _Verification:
     :param contradicted: the smallest size at which it is not
     :param gaps: what the positions alone show; superseded by what a signed list of leaf hashes shows
     :param uncovered: positions of leaves beyond every signed checkpoint
+    :param archives: the signed statements about archives
+    :param emptied: sealed leaves that have no payload, although no archive has it
     :param disagreeing: sealed leaves whose payload and recorded hash do not agree: their texts by position in the tree
     """
 
@@ -107,6 +118,8 @@ class _Verification:
     gaps: list[Finding] = field(default_factory=list)
     uncovered: list[str] = field(default_factory=list)
     disagreeing: dict[int, str] = field(default_factory=dict)
+    archives: list[Archived] = field(default_factory=list)
+    emptied: set[int] = field(default_factory=set)
     frontier: Frontier = field(default_factory=Frontier)
     producers: Producers = field(default_factory=Producers)
 
@@ -205,26 +218,29 @@ class _Verification:
         """Recompute the tree, and follow the producers through sealed and unsealed events."""
         total = (connection.scalar(sql.select(sql.func.count()).select_from(leaf_table)) or 0) - self.start
         self._compare_root()
-        both = chain(_leaves(connection, sealed=True, start=self.start), _leaves(connection, sealed=False))
+        both = chain(self._leaves(connection, start=self.start), _leaves(connection, sealed=False))
         for done, leaf in enumerate(both):
             if leaf.tree_index is not None:
                 self._take_sealed(leaf, leaf.tree_index)
             else:
                 self.unsealed += 1
-            if leaf.actual_hash == leaf.stored_hash:
+            if leaf.archived:
+                pass  # its payload is checked with its archive
+            elif leaf.actual_hash == leaf.stored_hash:
                 for finding in self.producers.check(leaf):
                     self.add(finding.kind, finding.position, finding.text)
             else:
                 self.producers.skip(leaf)
                 if leaf.tree_index is None:
-                    self.add("edited", leaf.position, _DISAGREE)
+                    self._add_changed(leaf.position, emptied=not leaf.payload)
             if progress is not None and (done % _CHUNK == 0 or done == total - 1):
                 progress(done + 1, total)
 
         def unread(event_id: str) -> bool:
             columns = leaf_table.c
-            found = sql.select(columns.id).where(columns.event_id == event_id, columns.tree_index < self.start)
-            return self.start > 0 and connection.scalar(found) is not None
+            below = max(self.start, archived_stop(self.archives))
+            found = sql.select(columns.id).where(columns.event_id == event_id, columns.tree_index < below)
+            return below > 0 and connection.scalar(found) is not None
 
         for finding in self.producers.missing(unread):
             self.add(finding.kind, finding.position, finding.text)
@@ -248,6 +264,7 @@ class _Verification:
             self._compare_root()
         if leaf.actual_hash != leaf.stored_hash:
             self.disagreeing[index] = leaf.position
+            self.emptied |= set() if leaf.payload else {index}
 
     def _compare_root(self) -> None:
         roots = self.signed.get(self.frontier.size)
@@ -277,7 +294,7 @@ class _Verification:
             self.notes.append(f"Changes from leaf {known} on could not be told apart: no export has their hashes.")
         rows = [
             Placed(leaf.tree_index, leaf.event_id, leaf.actual_hash)
-            for leaf in _leaves(connection, sealed=True)
+            for leaf in self._leaves(connection)
             if leaf.tree_index is not None and (known == self.size or leaf.tree_index < known)
         ]
         found = list(locate(reference, rows))
@@ -290,6 +307,34 @@ class _Verification:
         if not found and self.contradicted is not None:
             self.add("fork", f"checkpoint {self.contradicted}", "It is signed, but it is not of this log.")
 
+    def read_archives(self, connection: sql.Connection) -> None:
+        """Read which leaves need no payload in the database."""
+
+        def refuse(error: AuditTampered) -> None:
+            self.add("archive", error.place, error.rule)
+
+        self.archives = read_archived(connection, self.verifier, refuse=refuse)
+
+    def check_archives(self, connection: sql.Connection, places: Sequence[Path | str]) -> None:
+        """Hold the archives of what was verified against their statements, as far as they can be read."""
+        for archived in self.archives:
+            if archived.stop <= self.start:
+                continue
+            what = f"The payloads of {archived.leaves} are archived at {archived.place}"
+            announced = sql.select(leaf_table.c.id).where(leaf_table.c.event_id == archived.event_id)
+            if connection.scalar(announced) is None:
+                text = "The log does not have the event that announced it."
+                self.add("archive", f"archive of {archived.leaves}", text)
+            place, findings = check_archive(connection, archived, verifier=self.verifier, places=places)
+            for finding in findings:
+                self.add(finding.kind, finding.position, finding.text)
+            if place is not None:
+                self.notes.append(f"{what}; the archive was read and checked." if not findings else f"{what}.")
+            elif places:
+                self.add("archive", f"archive of {archived.leaves}", "None of the named places has it.")
+            else:
+                self.notes.append(f"{what}, which cannot be read from here: they were not checked, their hashes were.")
+
     def check_file(self, connection: sql.Connection) -> None:
         """Let SQLite hold its indices against its rows: verification reads through the former, others may not."""
         if connection.dialect.name == "sqlite":
@@ -297,6 +342,13 @@ class _Verification:
                 for line in connection.exec_driver_sql(f"PRAGMA integrity_check('{table}')").scalars():
                     if line != "ok":
                         self.add("damaged", f"table {table}", f"SQLite's own check says: {line}.")
+
+    def _leaves(self, connection: sql.Connection, *, start: int = 0) -> Iterator[Leaf]:
+        return _leaves(connection, sealed=True, start=start, archived=archived_stop(self.archives))
+
+    def _add_changed(self, position: str, *, emptied: bool) -> None:
+        """A payload that is not the one of the hash beside it."""
+        self.add("deleted" if emptied else "edited", position, _EMPTIED if emptied else _DISAGREE)
 
     def _judge_unsigned(self) -> None:
         text = "It has a position in the tree, but no signed checkpoint covers it."
@@ -309,8 +361,8 @@ class _Verification:
     def _judge_without_reference(self) -> None:
         for finding in self.gaps:
             self.add(finding.kind, finding.position, finding.text)
-        for position in self.disagreeing.values():
-            self.add("edited", position, _DISAGREE)
+        for index, position in self.disagreeing.items():
+            self._add_changed(position, emptied=index in self.emptied)
         if self.contradicted is not None:
             text = "Their root is not the signed one; without the leaf hashes of an export it cannot be told which."
             self.add("unlocated", leaves(self.confirmed, self.contradicted - 1), text)
@@ -322,7 +374,7 @@ class _Verification:
                 hashes = export.leaf_hashes(size)
                 if hashes is not None and self._is_signed(size, hashes):
                     return hashes
-        hashes = b"".join(leaf.stored_hash for leaf in _leaves(connection, sealed=True))[: self.size * HASH_BYTES]
+        hashes = b"".join(leaf.stored_hash for leaf in self._leaves(connection))[: self.size * HASH_BYTES]
         return hashes if self._is_signed(self.size, hashes) else None
 
     def _is_signed(self, size: int, hashes: bytes) -> bool:
@@ -330,8 +382,11 @@ class _Verification:
         return len(hashes) == size * HASH_BYTES and root(parts) in self.signed.get(size, [])
 
 
-def _leaves(connection: sql.Connection, *, sealed: bool, start: int = 0) -> Iterator[Leaf]:
-    """The sealed leaves in the order of the tree, or the others in the order of the table."""
+def _leaves(connection: sql.Connection, *, sealed: bool, start: int = 0, archived: int = 0) -> Iterator[Leaf]:
+    """The sealed leaves in the order of the tree, or the others in the order of the table.
+
+    :param archived: sealed leaves below it may have no payload: then the hash that was recorded stands for it
+    """
     columns = leaf_table.c
     query = sql.select(
         columns.id,
@@ -346,15 +401,17 @@ def _leaves(connection: sql.Connection, *, sealed: bool, start: int = 0) -> Iter
     else:
         query = query.where(columns.tree_index.is_(None)).order_by(columns.id)
     for row in connection.execution_options(yield_per=_CHUNK).execute(query):
-        index = row.tree_index
+        index, payload, stored = row.tree_index, row.payload or b"", row.leaf_hash or b""
+        in_archive = not payload and type(index) is int and 0 <= index < archived
         yield Leaf(
             row=row.id,
             event_id=(row.event_id or b"").decode(errors="replace"),
-            payload=row.payload or b"",
-            stored_hash=row.leaf_hash or b"",
-            actual_hash=leaf_hash(row.payload or b""),
+            payload=payload,
+            stored_hash=stored,
+            actual_hash=stored if in_archive else leaf_hash(payload),
             # A damaged SQLite file can hold any type here; what is no position is none in the tree.
             tree_index=index if index is None or type(index) is int else -1,
+            archived=in_archive,
         )
 
 

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from lepton_airflow.cli import audit_search
+from lepton_airflow.cli import audit_archive, audit_search
 from lepton_airflow.cli.audit_search import audit_database
 from lepton_airflow.cli.console import HomeOption, console, errors
 from lepton_airflow.errors import UnreadableSource
@@ -23,6 +23,7 @@ app = typer.Typer(no_args_is_help=True)
 app.command()(audit_search.search)
 app.command()(audit_search.tail)
 app.command()(audit_search.export)
+app.command()(audit_archive.archive)
 
 _SHOWN = 100
 
@@ -53,6 +54,12 @@ def verify(
         Path | None,
         typer.Option(metavar="FILE", help="Verify what `lepton audit export` wrote, without the database."),
     ] = None,
+    archive: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PLACE", help="Where the archives must be; may be repeated. Default: where they were written."
+        ),
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what is detected and what is not.")] = False,
     home: HomeOption = None,
 ) -> None:
@@ -78,6 +85,7 @@ def verify(
             verifier=verifier,
             exports=settings.checkpoint_exports,
             since=earlier,
+            archives=archive or (),
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     _report(report)

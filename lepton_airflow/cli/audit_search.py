@@ -51,6 +51,7 @@ def search(
     )
     with audit_database(load_settings(home)) as engine:
         _print(search_log(engine, query, limit=limit), as_json=as_json)
+        say_archived(engine)
 
 
 def tail(
@@ -99,6 +100,14 @@ def export(
     errors.print(
         f"check it with: lepton audit verify --offline {output}", markup=False, highlight=False, soft_wrap=True
     )
+
+
+def say_archived(engine: Engine) -> None:
+    """Say on standard error which events were not looked at because only an archive has them."""
+    from lepton_airflow.audit.archived import described
+
+    for where in described(engine):
+        errors.print(f"note: not looked at: {where}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -15,7 +15,10 @@ from lepton_airflow.keys.identity import Identity
 from lepton_airflow.settings import Settings
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from lepton_airflow.audit.event import Detail
+    from lepton_airflow.audit.log import AuditLog
 
 Record = Callable[..., None]
 
@@ -29,12 +32,9 @@ def audited(settings: Settings, action: str, *, dataset: str | None = None, **de
     :raises AuditUnavailable: the database cannot be reached
     """
     from lepton_airflow.audit.database import connect
-    from lepton_airflow.audit.event import Actor, Event
-    from lepton_airflow.audit.log import AuditLog
+    from lepton_airflow.audit.event import Event
 
-    user = _user()
-    actor = Actor(principal=_principal(settings) or user, on_behalf_of=user, host=socket.gethostname())
-    log = AuditLog(connect(settings), actor=actor, run_key=f"{action.partition('.')[0]}/{uuid.uuid4()}")
+    log = command_log(settings, connect(settings), action)
     outcome: dict[str, Detail] = dict(details)
     intent = log.append(Event(action=action, phase="intent", dataset=dataset, details=outcome))
     try:
@@ -48,6 +48,16 @@ def audited(settings: Settings, action: str, *, dataset: str | None = None, **de
         log.append(Event(action=action, phase="success", dataset=dataset, intent=intent, details=outcome))
     finally:
         log.close()
+
+
+def command_log(settings: Settings, engine: Engine, action: str) -> AuditLog:
+    """The audit log of one run of a command, for who runs it."""
+    from lepton_airflow.audit.event import Actor
+    from lepton_airflow.audit.log import AuditLog
+
+    user = _user()
+    actor = Actor(principal=_principal(settings) or user, on_behalf_of=user, host=socket.gethostname())
+    return AuditLog(engine, actor=actor, run_key=f"{action.partition('.')[0]}/{uuid.uuid4()}")
 
 
 def _principal(settings: Settings) -> str | None:

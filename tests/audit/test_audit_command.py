@@ -135,3 +135,30 @@ def test_events_are_searched_and_the_last_are_shown(log_home: Path) -> None:
     last = lepton_audit("tail", log_home, "-n", "2", "--json")
     assert [json.loads(line)["phase"] for line in last.stdout.splitlines()] == ["note", "close"]
     assert "close" in lepton_audit("tail", log_home).stdout
+
+
+def test_archived_events_leave_their_hashes_and_verify_where_they_went(log_home: Path, tmp_path: Path) -> None:
+    lepton_audit("seal", log_home)
+    place = tmp_path / "archives"
+    archived = lepton_audit("archive", log_home, place, "--to", "9")
+    folder = place / "leaves-000000000000-000000000009"
+    assert (archived.exit_code, archived.stdout[:24]) == (0, "archived: leaves 0 to 9,")
+    assert f"lepton audit verify --offline {folder}" in archived.stderr
+    verified = lepton_audit("verify", log_home)
+    assert verified.exit_code == 0
+    assert (
+        f"The payloads of leaves 0 to 9 are archived at {place}; the archive was read and checked." in verified.stderr
+    )
+    assert lepton_audit("verify", log_home, "--offline", folder).exit_code == 0
+    found = lepton_audit("search", log_home, "--action", "encrypt", "--json")
+    assert len(found.stdout.splitlines()) == 9
+    assert "not looked at: leaves 0 to 9" in found.stderr
+    again = lepton_audit("archive", log_home, place, "--before", "2020-01-01")
+    assert "nothing to archive" in again.stdout
+    for arguments in ((), ("--to", "3", "--before", "2020-01-01")):
+        assert isinstance(lepton_audit("archive", log_home, place, *arguments).exception, SpecError)
+    folder.rename(place / "elsewhere")
+    assert lepton_audit("verify", log_home).exit_code == 0
+    missing = lepton_audit("verify", log_home, "--archive", place)
+    assert missing.exit_code == 1
+    assert "None of the named places has it" in missing.stdout

@@ -126,3 +126,49 @@ def test_a_server_on_another_machine_must_be_verified(
         connect(settings.model_copy(update={"allow_unverified_database": True}), check_schema=False)
     else:
         connect(settings, check_schema=False)
+
+
+def test_only_who_writes_and_seals_can_archive_and_only_what_a_statement_covers(
+    database: Settings, signer: Signer, tmp_path: Path
+) -> None:
+    from lepton_airflow.audit.archive import archive
+    from lepton_airflow.audit.database import leaf_table
+
+    owner = connect(database)
+    with owner.begin() as connection:
+        if not connection.scalar(sql.text("SELECT count(*) FROM pg_roles WHERE rolname = 'lepton_keeper'")):
+            connection.exec_driver_sql("CREATE ROLE lepton_keeper LOGIN IN ROLE lepton_writer, lepton_sealer")
+    owner.dispose()
+    writer, sealer, keeper = (
+        engine_as(database, user) for user in ("lepton_writer_user", "lepton_sealer_user", "lepton_keeper")
+    )
+    append(writer)
+    seal(sealer, signer=signer, exports=[])
+    for statement in (
+        "INSERT INTO lepton_audit_archive VALUES (0, 4, 'archived, believe me')",
+        "SELECT lepton_audit_clear(0, 4)",
+        "DELETE FROM lepton_audit_archive",
+    ):
+        with pytest.raises(AuditUnavailable, match="42501"), writer.begin() as connection:
+            connection.exec_driver_sql(statement)
+    with sealer.begin() as connection:
+        assert connection.exec_driver_sql("SELECT lepton_audit_clear(0, 4)").scalar() == 0
+        # A table of the caller's own must not stand in for ours.
+        connection.exec_driver_sql(
+            "CREATE TEMPORARY TABLE lepton_audit_archive (first bigint, stop bigint) ON COMMIT DROP"
+        )
+        connection.exec_driver_sql("INSERT INTO pg_temp.lepton_audit_archive VALUES (0, 4)")
+        assert connection.exec_driver_sql("SELECT lepton_audit_clear(0, 4)").scalar() == 0
+    for statement in (FORBIDDEN[0], "UPDATE lepton_audit_archive SET stop = 4", "DELETE FROM lepton_audit_archive"):
+        with pytest.raises(AuditUnavailable, match="42501"), sealer.begin() as connection:
+            connection.exec_driver_sql(statement)
+    log = AuditLog(keeper, actor=Actor(principal="keeper", host="here"), run_key="archiving")
+    archive(keeper, tmp_path / "archives", log=log, signer=signer, exports=[], stop=3)
+    log.close()
+    with writer.connect() as connection:
+        columns = leaf_table.c
+        emptied = connection.scalars(sql.select(columns.tree_index).where(columns.payload == ""))
+        assert sorted(emptied) == [0, 1, 2]
+    assert verify(writer, verifier=signer.verifier, exports=[]).ok
+    for engine in (writer, sealer, keeper):
+        engine.dispose()
