@@ -83,7 +83,7 @@ EVENTS = "events of the audit log, which hold no value of any table"
 ALLOWED: dict[tuple[str, str, str], str] = {
     ("audit.ranges", "_write_events", "ParquetWriter"): EVENTS,
     ("audit.ranges", "_write_events", "write_table"): EVENTS,
-    ("audit.ranges", "_read_events", "ParquetFile"): EVENTS,
+    ("audit.ranges", "read_events", "ParquetFile"): EVENTS,
     ("jobs.encrypt_columns", "run", "jobs.roads.Source"): SCHEMA_ONLY,
     ("jobs.roads", "protected_columns", "jobs.roads.Source"): SCHEMA_ONLY,
     (
