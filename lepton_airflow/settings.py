@@ -39,6 +39,9 @@ class Settings(BaseModel):
         extra ``cedar``)
     :param environment: where this is, such as ``production``: conditions of the policy can ask for it. Whoever may set
         ``LEPTON_ENVIRONMENT`` says it, so it guards against mistakes and not against that person
+    :param model_signing_key: name of the key in the keyring that signs models; none signs them. With one, a model without its
+        signature is refused
+    :param model_verifier: the public key with which models must be signed, where the keyring's own file is not the one to trust
     :param checkpoint_signer: the sealer's private key; only the sealer can read it
     :param checkpoint_verifier: the sealer's public key
     :param checkpoint_exports: places outside the database to which every signed checkpoint is copied: folders, URLs of fsspec
@@ -59,6 +62,8 @@ class Settings(BaseModel):
     policy: Path = Path("policy.yaml")
     policy_engine: Literal["builtin", "cedar"] = "builtin"
     environment: str = ""
+    model_signing_key: str = ""
+    model_verifier: Path | None = None
     checkpoint_signer: Path = Path("sealer/checkpoint.key")
     checkpoint_verifier: Path = Path("checkpoint.pub")
     checkpoint_exports: tuple[Path | str, ...] = (Path("checkpoints"),)
@@ -68,6 +73,8 @@ class Settings(BaseModel):
         paths = {"home": home}
         for name in ("keyring", "identities", "recipients", "policy", "checkpoint_signer", "checkpoint_verifier"):
             paths[name] = home / getattr(self, name)
+        if self.model_verifier is not None:
+            paths["model_verifier"] = home / self.model_verifier
         for name, path in paths.items():
             object.__setattr__(self, name, path)
         exports = (_under(home, place) for place in self.checkpoint_exports)
