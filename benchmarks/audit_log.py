@@ -28,15 +28,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sql
 
-from lepton_airflow.audit.canonical import canonical_json
 from lepton_airflow.audit.checkpoint import Signer, generate_signer
 from lepton_airflow.audit.database import connect, leaf_table, migrate, reading
-from lepton_airflow.audit.event import Actor, Event, leaf_fields
+from lepton_airflow.audit.event import Actor, Event, LeafEncoder
 from lepton_airflow.audit.log import AuditLog
 from lepton_airflow.audit.merkle import verify_inclusion
 from lepton_airflow.audit.nodes import StoredTree
@@ -94,17 +94,10 @@ def bare_writer(settings: Settings) -> Callable[[], int]:
 
     url = sql.make_url(settings.audit_database)
     connection = psycopg.connect(host=str(url.query["host"]), user=url.username, dbname=url.database)
-    producer = {"id": str(uuid.uuid4()), "sequence": 100, "previous": "0" * 64}
+    encoder = LeafEncoder(actor=ACTOR, run_key="dag/task/run/0", producer=uuid.uuid4())
     moment = "2026-11-24T00:00:00.000000Z"
-    fields = leaf_fields(
-        EVENT,
-        actor=ACTOR.__dict__,
-        run_key="dag/task/run/0",
-        producer=producer,
-        event_id=str(uuid.uuid4()),
-        time=moment,
-    )
-    payload, hashed = canonical_json(fields).decode(), bytes(32)
+    leaf = encoder.encode(EVENT, event_id=str(uuid.uuid4()), sequence=100, previous=bytes(32), time=moment)
+    payload, hashed = leaf.decode(), bytes(32)
 
     def write() -> int:
         connection.execute("INSERT INTO bare (payload, leaf_hash) VALUES (%s, %s)", (payload, hashed))
@@ -126,7 +119,8 @@ def single_writer(settings: Settings) -> Callable[[], int]:
 
 def batch_writer(settings: Settings) -> Callable[[], int]:
     log = AuditLog(connect(settings, check_schema=False), actor=ACTOR, run_key="dag/task/run/0")
-    return lambda: len(log.append_all([EVENT] * BATCH))
+    events = [replace(EVENT, counts={"rows": number}) for number in range(BATCH)]
+    return lambda: len(log.append_all(events))
 
 
 def run(

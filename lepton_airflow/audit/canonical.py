@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import Any
 
 import rfc8785
@@ -59,8 +58,6 @@ def digest(value: Any) -> str:
 
 _plain_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _decoder = json.JSONDecoder(parse_int=lambda digits: _integer(digits))
-#: What may be a number that is not a short integer; inside a string it is only mistaken for one.
-_OTHER_NUMBER = re.compile(r"(?:^|\":|[,\[])-?[0-9]*(?:[.eE]|[0-9]{16})")
 
 
 def _plain(value: Any) -> bytes | None:
@@ -68,24 +65,25 @@ def _plain(value: Any) -> bytes | None:
 
     It writes RFC 8785's form of ASCII strings and exact integers. Others may sort in another order, and floats look different.
     """
-    if not _has_text_keys(value):
-        return None
     try:
-        text = _plain_encoder.encode(value)
+        text = _plain_encoder.encode(value) if _is_plain(value) else ""
     except (TypeError, ValueError, RecursionError):
         return None
-    return text.encode() if text.isascii() and not _OTHER_NUMBER.search(text) else None
+    return text.encode() if text and text.isascii() else None
 
 
-def _has_text_keys(value: Any) -> bool:
-    """The standard library would make text of other keys."""
-    if type(value) is dict:
+def _is_plain(value: Any) -> bool:
+    """Whether it holds exact integers and no floats, and no keys but strings: the standard library would make text of others."""
+    kind = type(value)
+    if kind is dict:
         if not set(map(type, value)) <= {str}:
             return False
         value = value.values()
-    elif type(value) is not list:
-        return value is None or type(value) in (str, bool, int)
-    return all(_has_text_keys(item) for item in value if type(item) is not str)
+    elif kind is int:
+        return bool(-_LARGEST_EXACT_INTEGER <= value <= _LARGEST_EXACT_INTEGER)
+    elif kind is not list:
+        return value is None or kind is str or kind is bool
+    return all(type(item) is str or _is_plain(item) for item in value)
 
 
 def _integer(digits: str) -> int | float:

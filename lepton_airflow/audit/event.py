@@ -12,10 +12,14 @@ each data row. Its leaf in the log is the canonical JSON of schema ``lepton.audi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import hashlib
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from lepton_airflow.audit.canonical import canonical_json
 from lepton_airflow.errors import InvalidData
 
 SCHEMA = "lepton.audit.event/1"
@@ -74,31 +78,59 @@ class Event:
                 "Unknown phase.", place=f"audit event {self.action}", remedy=f"Known: {', '.join(get_args(Phase))}."
             )
 
-    def fields(self) -> dict[str, Any]:
-        """The event's part of its leaf."""
-        return {
-            **self.__dict__,
-            "columns": list(self.columns),
-            "rules": list(self.rules),
-            "counts": dict(self.counts),
-            "digests": dict(self.digests),
-            "details": dict(self.details),
-        }
 
+class LeafEncoder:
+    """Writes one producer's leaves: the bytes that `canonical_json` makes of them, in a fraction of the time.
 
-def leaf_fields(
-    event: Event, *, actor: Mapping[str, Any], run_key: str, producer: Mapping[str, Any], event_id: str, time: str
-) -> dict[str, Any]:
-    """The whole leaf of ``event``, ready for `canonical_json`.
+    Canonical JSON of an object is that of its fields in the order of their names, so what never changes is encoded once.
 
-    :param actor: the fields of the :class:`Actor`
+    :raises InvalidData: a value that is not JSON
     """
-    return {
-        "schema": SCHEMA,
-        "event_id": event_id,
-        "time": time,
-        "producer": dict(producer),
-        "run_key": run_key,
-        "actor": dict(actor),
-        **event.fields(),
-    }
+
+    def __init__(self, *, actor: Actor, run_key: str, producer: uuid.UUID) -> None:
+        self._actor = _json(asdict(actor))
+        self._producer = _json(str(producer))
+        self._run = f'"run_key":{_json(run_key)},"schema":{_json(SCHEMA)}'
+
+    def encode(self, event: Event, *, event_id: str, sequence: int, previous: bytes | None, time: str) -> bytes:
+        """One leaf.
+
+        :param previous: the leaf hash of the producer's preceding event
+        """
+        before = "null" if previous is None else f'"{previous.hex()}"'
+        return (
+            f'{{"action":{_json(event.action)},"actor":{self._actor},"columns":{_list(event.columns)},'
+            f'"counts":{_json(event.counts)},"dataset":{_json(event.dataset)},"details":{_json(event.details)},'
+            f'"digests":{_json(event.digests)},"event_id":"{event_id}","intent":{_json(event.intent)},'
+            f'"phase":{_json(event.phase)},"policy_digest":{_json(event.policy_digest)},'
+            f'"producer":{{"id":{self._producer},"previous":{before},"sequence":{sequence}}},'
+            f'"purpose":{_json(event.purpose)},"rules":{_list(event.rules)},{self._run},'
+            f'"spec_digest":{_json(event.spec_digest)},"time":"{time}"}}'
+        ).encode()
+
+
+@lru_cache(maxsize=1024)
+def _text(value: str) -> str:
+    return canonical_json(value).decode()
+
+
+def _json(value: Any) -> str:
+    if type(value) is str:
+        return _text(value)
+    if isinstance(value, Mapping):
+        return canonical_json(dict(value)).decode() if value else "{}"
+    return "null" if value is None else canonical_json(value).decode()
+
+
+def _list(values: Iterable[Any]) -> str:
+    return f"[{','.join([_json(value) for value in values])}]"
+
+
+def event_id_of(producer: uuid.UUID, sequence: int) -> str:
+    """An event's id follows from its producer and number: the table's unique key forbids using a number twice."""
+    # uuid.uuid5, RFC 9562 section 5.5, without making an object of it: verification asks for every event.
+    name = bytearray(hashlib.sha1(producer.bytes + b"%d" % sequence, usedforsecurity=False).digest()[:16])
+    name[6] = name[6] & 0x0F | 0x50
+    name[8] = name[8] & 0x3F | 0x80
+    text = name.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import sqlalchemy as sql
 from sqlalchemy.exc import IntegrityError
 
-from lepton_airflow.audit.canonical import canonical_json
 from lepton_airflow.audit.database import leaf_table, reading
-from lepton_airflow.audit.event import Actor, Event, leaf_fields
+from lepton_airflow.audit.event import Actor, Event, LeafEncoder, event_id_of
 from lepton_airflow.audit.merkle import leaf_hash
 from lepton_airflow.audit.writing import inserter
 from lepton_airflow.errors import AuditUnavailable
 
 #: The action of a producer's last event.
 PRODUCER = "producer"
-
-
-def event_id_of(producer: uuid.UUID, sequence: int) -> str:
-    """An event's id follows from its producer and number: the table's unique key forbids using a number twice."""
-    # uuid.uuid5, RFC 9562 section 5.5, without making an object of it: verification asks for every event.
-    name = bytearray(hashlib.sha1(producer.bytes + b"%d" % sequence, usedforsecurity=False).digest()[:16])
-    name[6] = name[6] & 0x0F | 0x50
-    name[8] = name[8] & 0x3F | 0x80
-    text = name.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 @dataclass(frozen=True)
@@ -56,10 +44,10 @@ class AuditLog:
     def __init__(self, engine: sql.Engine, *, actor: Actor, run_key: str) -> None:
         self.actor = actor
         self.run_key = run_key
-        self._actor_fields = asdict(actor)
         self._engine = engine
         self._inserter = inserter(engine)
         self._producer = uuid.uuid4()
+        self._encoder = LeafEncoder(actor=actor, run_key=run_key, producer=self._producer)
         self._lock = threading.Lock()
         self._sequence = 0
         self._previous: bytes | None = None
@@ -133,20 +121,9 @@ class AuditLog:
             event_id = event_id_of(self._producer, sequence)
             if event.phase == "close":
                 event = Event(action=event.action, phase="close", counts={"events": sequence})
-            payload = canonical_json(
-                leaf_fields(
-                    event,
-                    actor=self._actor_fields,
-                    run_key=self.run_key,
-                    producer={
-                        "id": str(self._producer),
-                        "sequence": sequence,
-                        "previous": previous.hex() if previous else None,
-                    },
-                    event_id=event_id,
-                    time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-                )
-            )
+            # The offset of UTC is what isoformat ends with; RFC 3339 has a letter for it.
+            time = f"{datetime.now(UTC).isoformat(timespec='microseconds')[:-6]}Z"
+            payload = self._encoder.encode(event, event_id=event_id, sequence=sequence, previous=previous, time=time)
             previous = leaf_hash(payload)
             leaves.append(_Leaf(event_id, payload.decode(), previous))
         return leaves

@@ -11,9 +11,9 @@ from typing import Any
 
 from lepton_airflow.audit.canonical import parse_canonical
 from lepton_airflow.audit.clock import Clock
-from lepton_airflow.audit.event import SCHEMA
+from lepton_airflow.audit.event import SCHEMA, event_id_of
 from lepton_airflow.audit.findings import Finding, Leaf
-from lepton_airflow.audit.log import PRODUCER, event_id_of
+from lepton_airflow.audit.log import PRODUCER
 from lepton_airflow.errors import InvalidData
 
 #: Of a longer run of missing numbers, only so many events are named.

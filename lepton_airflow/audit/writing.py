@@ -26,9 +26,10 @@ Row = tuple[str, str, bytes]
 
 _PATIENCE_SECONDS = 10
 _INSERT = "INSERT INTO lepton_audit_leaf (event_id, payload, leaf_hash) VALUES (%s, %s, %s)"
+# Binary: as text, psycopg would search every item of the lists for what it has to escape.
 _INSERT_ALL = (
     "INSERT INTO lepton_audit_leaf (event_id, payload, leaf_hash)"
-    " SELECT event_id, payload, leaf_hash FROM unnest(%s::text[], %s::text[], %s::bytea[])"
+    " SELECT event_id, payload, leaf_hash FROM unnest(%b::text[], %b::text[], %b::bytea[])"
     " WITH ORDINALITY AS leaf (event_id, payload, leaf_hash, number) ORDER BY number"
 )
 

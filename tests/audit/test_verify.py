@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lepton_airflow.audit.canonical import canonical_json
 from lepton_airflow.audit.checkpoint import Checkpoint, Signer
 from lepton_airflow.audit.database import checkpoint_table, connect, leaf_table
-from lepton_airflow.audit.log import event_id_of
+from lepton_airflow.audit.event import event_id_of
 from lepton_airflow.audit.merkle import leaf_hash, root
 from lepton_airflow.audit.sealer import seal
 from lepton_airflow.audit.verify import VerificationReport, verify
