@@ -7,7 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from lepton_airflow.models.attacks.pgd import cross_entropy, strongest_perturbation
+from lepton_airflow.models.attacks.losses import cross_entropy
+from lepton_airflow.models.attacks.pgd import strongest_perturbation
 from lepton_airflow.models.perturbation import Perturbation
 
 #: From the model, features [b, d] and labels [b] to the loss of each example, [b], and the logits behind it, [b,
