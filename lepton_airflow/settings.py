@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lepton_airflow.errors import ConfigurationError
 
 SETTINGS_FILE = "lepton.yaml"
 #: The audit database's password travels in this environment variable only.
 DATABASE_PASSWORD_VARIABLE = "LEPTON_AUDIT_DATABASE_PASSWORD"  # noqa: S105 - the name of a variable, not a password
+
+
+_NOT_IN_THE_ENVIRONMENT = ("home", "checkpoint_exports", "witnesses", "witness_places")
 
 
 class Settings(BaseModel):
@@ -46,6 +49,9 @@ class Settings(BaseModel):
     :param checkpoint_verifier: the sealer's public key
     :param checkpoint_exports: places outside the database to which every signed checkpoint is copied: folders, URLs of fsspec
         file systems (``s3://bucket/audit``), or a second database (``postgresql://...``, ``sqlite:///...``)
+    :param witnesses: public keys of witnesses (``lepton audit witness keygen`` prints them)
+    :param witness_quorum: so many of them must have cosigned the latest checkpoint, or it does not verify
+    :param witness_places: where witnesses leave cosigned checkpoints, if not in ``checkpoint_exports``
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +73,9 @@ class Settings(BaseModel):
     checkpoint_signer: Path = Path("sealer/checkpoint.key")
     checkpoint_verifier: Path = Path("checkpoint.pub")
     checkpoint_exports: tuple[Path | str, ...] = (Path("checkpoints"),)
+    witnesses: tuple[str, ...] = ()
+    witness_quorum: int = Field(default=0, ge=0)
+    witness_places: tuple[Path | str, ...] = ()
 
     def model_post_init(self, _context: Any) -> None:
         home = self.home.expanduser().absolute()
@@ -77,8 +86,9 @@ class Settings(BaseModel):
             paths["model_verifier"] = home / self.model_verifier
         for name, path in paths.items():
             object.__setattr__(self, name, path)
-        exports = (_under(home, place) for place in self.checkpoint_exports)
-        object.__setattr__(self, "checkpoint_exports", tuple(exports))
+        for name in ("checkpoint_exports", "witness_places"):
+            places = (_under(home, place) for place in getattr(self, name))
+            object.__setattr__(self, name, tuple(places))
         object.__setattr__(self, "audit_database", _under_sqlite(home, self.audit_database))
 
     @property
@@ -130,7 +140,7 @@ def load_settings(home: str | Path | None = None, overrides: Mapping[str, str] |
         raise ConfigurationError("The settings must be a mapping.", place=str(file), remedy="See `lepton init`.")
     for name in Settings.model_fields:
         value = os.environ.get(f"LEPTON_{name.upper()}")
-        if value and name not in ("home", "checkpoint_exports"):
+        if value and name not in _NOT_IN_THE_ENVIRONMENT:
             fields[name] = value
     fields |= dict(overrides or {})
     fields["home"] = folder

@@ -32,6 +32,7 @@ from lepton_airflow.audit.database import archive_table, checkpoint_table, leaf_
 from lepton_airflow.audit.event import Detail, Event
 from lepton_airflow.audit.findings import Finding
 from lepton_airflow.audit.log import AuditLog
+from lepton_airflow.audit.quorum import Quorum
 from lepton_airflow.audit.ranges import export_range, read_events, verify_range
 from lepton_airflow.audit.sealer import seal
 from lepton_airflow.audit.stores import Store, open_store
@@ -59,6 +60,7 @@ def archive(
     log: AuditLog,
     signer: Signer,
     exports: Sequence[Path | str],
+    quorum: Quorum | None = None,
     before: datetime | None = None,
     stop: int | None = None,
 ) -> list[Archived]:
@@ -66,6 +68,7 @@ def archive(
 
     :param place: a folder, or a URL (see :mod:`lepton_airflow.audit.stores`); it gets a folder for each 65,536 leaves
     :param log: where the archiving itself is recorded
+    :param quorum: witnesses, whose cosignatures go into the archive with its checkpoint
     :param before: archive up to, not including, the first event that is not older
     :param stop: archive up to, not including, this leaf; the smaller of the two counts
     :returns: the archives that were made now
@@ -95,7 +98,9 @@ def archive(
     made = []
     while first < last:
         end = min(last, (first // LARGEST + 1) * LARGEST)
-        made.append(_archive_range(engine, str(place), first, end, log=log, signer=signer, exports=exports))
+        made.append(
+            _archive_range(engine, str(place), first, end, log=log, signer=signer, exports=exports, quorum=quorum)
+        )
         first = end
     return made
 
@@ -145,18 +150,20 @@ def _archive_range(
     log: AuditLog,
     signer: Signer,
     exports: Sequence[Path | str],
+    quorum: Quorum | None,
 ) -> Archived:
     details: dict[str, Detail] = {"first_leaf": first, "last_leaf": stop - 1, "place": place}
     counts = {"events": stop - first}
     intent = log.append(Event(action=ACTION, phase="intent", counts=counts, details=details))
     try:
-        digest = _write(engine, place, first, stop, verifier=signer.verifier)
+        cosigned = quorum.cosigned() if quorum else []
+        digest = _write(engine, place, first, stop, verifier=signer.verifier, cosigned=cosigned)
         digests = {"archive": f"sha256:{digest}"}
         announced = Event(action=ACTION, phase="note", intent=intent, counts=counts, digests=digests, details=details)
         archived = Archived(
             origin=signer.name, first=first, stop=stop, digest=digest, event_id=log.append(announced), place=place
         )
-        seal(engine, signer=signer, exports=exports)
+        seal(engine, signer=signer, exports=exports, quorum=quorum)
         _state(engine, archived, signer)
         _empty(engine, archived, signer.verifier)
     except BaseException as error:
@@ -168,7 +175,15 @@ def _archive_range(
     return archived
 
 
-def _write(engine: sql.Engine, place: str, first: int, stop: int, *, verifier: Verifier) -> str:
+def _write(
+    engine: sql.Engine,
+    place: str,
+    first: int,
+    stop: int,
+    *,
+    verifier: Verifier,
+    cosigned: Sequence[tuple[str, str]],
+) -> str:
     """Write the archive unless it is there already, read it back and verify it; its digest.
 
     :raises TargetExists: another archive is there
@@ -180,7 +195,7 @@ def _write(engine: sql.Engine, place: str, first: int, stop: int, *, verifier: V
     if not there:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            export_range(engine, folder, verifier=verifier, first=first, stop=stop)
+            export_range(engine, folder, verifier=verifier, first=first, stop=stop, cosigned=cosigned)
             written = _digest(folder)
             for file in _FILES:
                 store.write(f"{name}/{file}", (folder / file).read_bytes())

@@ -7,37 +7,22 @@ A checkpoint is the statement "the log named *origin* has *tree_size* leaves and
     <root hash, base64>
 
     — lepton-audit <4 bytes of key id and the signature, base64>
-
-Keys have the text forms of Go's ``note`` package, so its tools read them.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from lepton_airflow.audit import signed_note
 from lepton_airflow.audit.merkle import HASH_BYTES
-from lepton_airflow.errors import (
-    AuditTampered,
-    ConfigurationError,
-    KeyUnavailable,
-    TargetExists,
-    UnsafeFile,
-)
+from lepton_airflow.audit.signed_note import ED25519, KEY_ID_BYTES
+from lepton_airflow.errors import AuditTampered
 
-_Key = TypeVar("_Key")
-_ED25519 = b"\x01"
-_KEY_ID_BYTES = 4
-_SIGNATURE_LINE = re.compile(r"— (?P<name>[^\s+]+) (?P<data>[A-Za-z0-9+/]+={0,2})")
 _BODY = re.compile(r"(?P<origin>[^\n]+)\n(?P<size>0|[1-9][0-9]{0,18})\n(?P<root>[A-Za-z0-9+/]{43}=)\n")
 
 
@@ -50,14 +35,14 @@ class Verifier:
 
     def __init__(self, name: str, public_key: bytes) -> None:
         self.name = name
-        self.key_id = hashlib.sha256(f"{name}\n".encode() + _ED25519 + public_key).digest()[:_KEY_ID_BYTES]
+        self.key_id = signed_note.key_id(name, ED25519, public_key)
         self._public_bytes = public_key
         self._public_key = Ed25519PublicKey.from_public_bytes(public_key)
 
     @property
     def text(self) -> str:
         """The key as ``<name>+<key id>+<base64>``."""
-        return f"{self.name}+{self.key_id.hex()}+{_base64(_ED25519 + self._public_bytes)}"
+        return signed_note.format_public(self.name, ED25519, self._public_bytes)
 
     @classmethod
     def load(cls, path: Path) -> Verifier:
@@ -66,7 +51,7 @@ class Verifier:
         :raises KeyUnavailable: there is no such file
         :raises ConfigurationError: it holds no Ed25519 verifier key
         """
-        return cls.parse(_read(path), place=str(path))
+        return cls.parse(signed_note.read_key_file(path), place=str(path))
 
     @classmethod
     def parse(cls, text: str, *, place: str) -> Verifier:
@@ -74,32 +59,17 @@ class Verifier:
 
         :raises ConfigurationError: it is not one
         """
-        name, _, rest = text.strip().partition("+")
-        key_id, _, data = rest.partition("+")
-        verifier = _key(data, lambda key: cls(name, key))
-        if verifier is None or not _is_name(name) or verifier.key_id.hex() != key_id:
-            raise ConfigurationError(
-                "This is not an Ed25519 verifier key.",
-                place=place,
-                remedy="It is one line, <name>+<key id>+<base64>, that was printed when the sealer's key was made.",
-            )
-        return verifier
+        remedy = "It is one line, <name>+<key id>+<base64>, that was printed when the sealer's key was made."
+        return cls(*signed_note.parse_public(text, ED25519, place=place, remedy=remedy))
 
     def signed_text(self, note: str) -> str | None:
         """The text of a signed note if this key's signature on it is valid, else None; other signatures are ignored."""
-        text, separator, signatures = note.rpartition("\n\n")
-        if not separator or not signatures.endswith("\n"):
-            return None
-        text += "\n"
-        for line in signatures.removesuffix("\n").split("\n"):
-            match = _SIGNATURE_LINE.fullmatch(line)
-            if match is None:
-                return None
-            data = _bytes(match["data"])
-            if match["name"] != self.name or data is None or data[:_KEY_ID_BYTES] != self.key_id:
+        text, signatures = signed_note.split_note(note) or ("", [])
+        for name, data in signatures:
+            if name != self.name or data[:KEY_ID_BYTES] != self.key_id:
                 continue
             try:
-                self._public_key.verify(data[_KEY_ID_BYTES:], text.encode())
+                self._public_key.verify(data[KEY_ID_BYTES:], text.encode())
             except InvalidSignature:
                 return None
             return text
@@ -125,27 +95,12 @@ class Signer:
         :raises UnsafeFile: others than its owner can read it
         :raises ConfigurationError: it holds no Ed25519 signer key
         """
-        text = _read(path)
-        if path.stat().st_mode & 0o077:
-            raise UnsafeFile(
-                "Others than its owner can read the sealer's private key.",
-                place=str(path),
-                remedy=f"Run `chmod 600 {path}`, and make a new key if it may have been read.",
-            )
-        prefix, _, rest = text.strip().rpartition("PRIVATE+KEY+")
-        name, _, rest = rest.partition("+")
-        key_id, _, data = rest.partition("+")
-        signer = _key(data, lambda key: cls(name, Ed25519PrivateKey.from_private_bytes(key)))
-        if prefix or signer is None or not _is_name(name) or signer.verifier.key_id.hex() != key_id:
-            raise ConfigurationError(
-                "This is not an Ed25519 signer key.", place=str(path), remedy="Restore it, or make a new one."
-            )
-        return signer
+        return cls(*signed_note.read_private(path, ED25519))
 
     def sign(self, text: str) -> str:
         """The signed note over ``text``, which ends with a newline."""
         signature = self._private_key.sign(text.encode())
-        return f"{text}\n— {self.name} {_base64(self.verifier.key_id + signature)}\n"
+        return f"{text}\n{signed_note.signature_line(self.name, self.verifier.key_id, signature)}"
 
 
 def generate_signer(path: Path, *, name: str) -> str:
@@ -155,24 +110,8 @@ def generate_signer(path: Path, *, name: str) -> str:
     :raises TargetExists: the file is there already
     :raises ConfigurationError: an unusable name
     """
-    if not _is_name(name):
-        raise ConfigurationError(
-            "The name of a key has no spaces and no plus sign.", place=f"key name {name!r}", remedy="Choose another."
-        )
-    private_key = Ed25519PrivateKey.generate()
-    signer = Signer(name, private_key)
-    data = _base64(_ED25519 + private_key.private_bytes_raw())
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise TargetExists(
-            "There is a sealer's key already.", place=str(path), remedy="Keep it: a new one could not extend its log."
-        ) from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f"PRIVATE+KEY+{name}+{signer.verifier.key_id.hex()}+{data}\n")
-        file.flush()
-        os.fsync(descriptor)
-    return signer.verifier.text
+    remedy = "Keep it: a new one could not extend its log."
+    return signed_note.write_private(path, name=name, algorithm=ED25519, remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -191,7 +130,7 @@ class Checkpoint:
     @property
     def text(self) -> str:
         """The note's text, which is what a signature covers."""
-        return f"{self.origin}\n{self.tree_size}\n{_base64(self.root_hash)}\n"
+        return f"{self.origin}\n{self.tree_size}\n{signed_note.to_base64(self.root_hash)}\n"
 
     @classmethod
     def parse(cls, text: str, *, place: str = "checkpoint") -> Checkpoint:
@@ -201,7 +140,7 @@ class Checkpoint:
         :raises AuditTampered: it is not a checkpoint of ours
         """
         match = _BODY.fullmatch(text)
-        root_hash = _bytes(match["root"]) if match else None
+        root_hash = signed_note.from_base64(match["root"]) if match else None
         if match is None or root_hash is None or len(root_hash) != HASH_BYTES:
             raise _tampered("This is not a checkpoint.", place)
         return cls(match["origin"], int(match["size"]), root_hash)
@@ -228,40 +167,3 @@ class Checkpoint:
 
 def _tampered(rule: str, place: str) -> AuditTampered:
     return AuditTampered(rule, place=place, remedy="Run `lepton audit verify`.")
-
-
-def _key(data: str, build: Callable[[bytes], _Key]) -> _Key | None:
-    """Build a key from the base64 of its algorithm and its 32 bytes; None when it is not that."""
-    decoded = _bytes(data)
-    if decoded is None or decoded[:1] != _ED25519 or len(decoded) != 33:
-        return None
-    try:
-        return build(decoded[1:])
-    except ValueError:
-        return None
-
-
-def _is_name(name: str) -> bool:
-    return bool(name) and "+" not in name and not any(character.isspace() for character in name)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise KeyUnavailable(
-            f"The checkpoint key cannot be read ({type(error).__name__}).",
-            place=str(path),
-            remedy="Run `lepton init`, or point the settings at the key.",
-        ) from None
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _bytes(text: str) -> bytes | None:
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError:
-        return None

@@ -5,6 +5,7 @@ Files in the layout of C2SP tlog-tiles, as far as leaves go:
     checkpoint                         the latest signed checkpoint
     checkpoints/<size>                 every signed checkpoint, by tree size (20 digits)
     tile/0/<N>, tile/0/<N>.p/<W>       the hashes of 256 leaves, or of the W leaves that there were
+    cosigned/<size>-<key id>           a checkpoint with the cosignature of a witness
 
 Tiles hold 32 bytes for each event and nothing of its content. They are written before the checkpoint that covers them. An
 attacker who can also write here can take the folder back to an older state, but cannot sign another one.
@@ -45,17 +46,30 @@ class Export:
             if data is not None:
                 yield f"{self.place}/{name}", data.decode("utf-8", errors="replace")
 
-    def leaf_hashes(self, size: int) -> bytes | None:
-        """The hashes of the first ``size`` leaves, one after the other; None when some are not there.
+    def leaf_hashes(self, size: int, *, start: int = 0) -> bytes | None:
+        """The hashes of the leaves from ``start`` up to, not including, ``size``, in one string; None when some are missing.
 
         Nothing vouches for them but the root of a signed checkpoint: compare it.
         """
         hashes = bytearray()
-        for number in range(-(-size // TILE_WIDTH)):
+        for number in range(start // TILE_WIDTH, -(-size // TILE_WIDTH)):
             wanted = min(TILE_WIDTH, size - number * TILE_WIDTH)
             tile = self._store.read(_tile(number, wanted)) or self._store.read(_tile(number, TILE_WIDTH)) or b""
+            if len(tile) < wanted * HASH_BYTES:
+                return None
             hashes += tile[: wanted * HASH_BYTES]
-        return bytes(hashes) if len(hashes) == size * HASH_BYTES else None
+        return bytes(hashes[start % TILE_WIDTH * HASH_BYTES :]) if size > start else b""
+
+    def cosigned(self) -> Iterator[tuple[str, str]]:
+        """Every cosigned checkpoint's place with its note."""
+        for name in self._store.names("cosigned"):
+            data = self._store.read(name)
+            if data is not None:
+                yield f"{self.place}/{name}", data.decode("utf-8", errors="replace")
+
+    def write_cosigned(self, note: str, *, size: int, key_id: bytes) -> None:
+        """Add a checkpoint with a witness's cosignature; a later one of the same checkpoint replaces it."""
+        self._store.write(f"cosigned/{size:020}-{key_id.hex()}", note.encode())
 
     def write(self, *, since: int, notes: Sequence[tuple[int, str]], leaf_hashes: Callable[[int, int], bytes]) -> None:
         """Add checkpoints that are newer than ``since``, and the tiles that they cover, durably.

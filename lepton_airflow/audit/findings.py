@@ -11,7 +11,7 @@ class Finding:
 
     :param kind: ``edited``, ``deleted``, ``inserted``, ``moved``, ``swapped``, ``rewritten``, ``truncated`` (leaves);
         ``missing``, ``malformed`` (events); ``unsigned``, ``signature``, ``fork``, ``checkpoint``, ``export`` (checkpoints);
-        ``archive``, ``unlocated``, ``damaged``; as a warning ``clock``
+        ``archive``, ``witness``, ``unlocated``, ``damaged``; as a warning ``clock``
     :param position: where, as ``leaf 17 (event <id>)``
     :param text: what, as a sentence without a data value
     """

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from lepton_airflow.audit.findings import Finding, Leaf, VerificationReport, lea
 from lepton_airflow.audit.merkle import leaf_hash, verify_consistency
 from lepton_airflow.audit.nodes import StoredTree, root_with
 from lepton_airflow.audit.producers import Producers
+from lepton_airflow.audit.quorum import Quorum, with_cosignatures
 from lepton_airflow.audit.stores import FolderStore
 from lepton_airflow.errors import AuditTampered, InvalidData, TargetExists, UnreadableSource
 
@@ -36,10 +37,17 @@ _COLUMNS = ("time", "action", "phase", "principal", "dataset", "columns", "purpo
 
 
 def export_range(
-    engine: sql.Engine, folder: Path, *, verifier: Verifier, first: int = 0, stop: int | None = None
+    engine: sql.Engine,
+    folder: Path,
+    *,
+    verifier: Verifier,
+    first: int = 0,
+    stop: int | None = None,
+    cosigned: Sequence[tuple[str, str]] = (),
 ) -> Checkpoint:
     """Write the sealed leaves from ``first`` up to, not including, ``stop`` (by default all) into a new folder.
 
+    :param cosigned: cosigned checkpoints and their places; the cosignatures of this checkpoint go with it
     :returns: the checkpoint against which they are proved
     :raises InvalidData: there are no such leaves, some of them are archived, or nothing is sealed
     :raises TargetExists: the folder holds an export already
@@ -88,16 +96,19 @@ def export_range(
         "older": older,
     }
     store = FolderStore(folder)
-    store.write("checkpoint", notes[-1].note.encode())
+    store.write("checkpoint", with_cosignatures(notes[-1].note, cosigned).encode())
     store.write("proof.json", json.dumps(proof, indent=1).encode())
     return checkpoint
 
 
-def verify_range(folder: Path, *, verifier: Verifier, since: str | None = None) -> VerificationReport:
+def verify_range(
+    folder: Path, *, verifier: Verifier, since: str | None = None, quorum: Quorum | None = None
+) -> VerificationReport:
     """Verify an export with no database.
 
     :param folder: what :func:`export_range` wrote, or its file ``events.parquet``
     :param since: the signed note of an earlier checkpoint, which must be one that the export proves to be extended
+    :param quorum: witnesses; who of them has cosigned the checkpoint is told, and a cosignature that is not valid is found
     :raises UnreadableSource: a file is missing or not what it should be
     """
     folder = folder.parent if folder.is_file() else folder
@@ -133,7 +144,12 @@ def verify_range(folder: Path, *, verifier: Verifier, since: str | None = None) 
     if not whole or stop < checkpoint.tree_size:
         notes.append("Events of a producer that began before the range are not checked for gaps.")
     warnings = [found for found in noticed if found.kind == "clock"]
-    return _report(checkpoint, findings, warnings, notes if len(rows) < checkpoint.tree_size else [])
+    notes = notes if len(rows) < checkpoint.tree_size else []
+    if quorum is not None and quorum.witnesses:
+        judgement = quorum.judge(checkpoint, [(str(folder / "checkpoint"), note)])
+        findings += judgement.findings
+        notes.append(judgement.text)
+    return _report(checkpoint, findings, warnings, notes)
 
 
 def _judge_range(

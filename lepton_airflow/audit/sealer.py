@@ -18,6 +18,7 @@ from lepton_airflow.audit.database import checkpoint_table, leaf_table, reading
 from lepton_airflow.audit.export import Export
 from lepton_airflow.audit.merkle import HASH_BYTES, Frontier
 from lepton_airflow.audit.nodes import store_nodes
+from lepton_airflow.audit.quorum import Quorum
 from lepton_airflow.errors import AuditTampered
 
 _CHUNK = 5000
@@ -32,23 +33,29 @@ class _Tree:
     frontier: Frontier
 
 
-def seal(engine: sql.Engine, *, signer: Signer, exports: Sequence[Path | str]) -> Checkpoint:
+def seal(
+    engine: sql.Engine, *, signer: Signer, exports: Sequence[Path | str], quorum: Quorum | None = None
+) -> Checkpoint:
     """Seal every committed event that is not sealed yet; with none, only bring the exports up to date.
 
     The checkpoint is durable in the database before it is copied, so an export is never ahead of an honest database.
 
     :param exports: places outside the database: folders, or URLs
+    :param quorum: witnesses: what they have cosigned must be of this log too. Sealing does not wait for their cosignatures
     :returns: the latest checkpoint
-    :raises AuditTampered: the database contradicts its own checkpoint or an exported one; nothing is signed then
+    :raises AuditTampered: the database contradicts its own checkpoint, an exported or a cosigned one; nothing is signed then
     :raises AuditUnavailable: the database or an export cannot be reached; what was signed stays in the database
     """
     places = [Export(folder) for folder in exports]
+    cosigned = quorum.cosigned() if quorum else []
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_SEALER_LOCK)))
         tree = _load(connection, signer.verifier)
         for place in places:
             _exported_size(place, connection=connection, verifier=signer.verifier, sealed=tree.frontier.size)
+        for position, note in cosigned:
+            _own_checkpoint(note, position, connection=connection, verifier=signer.verifier, sealed=tree.frontier.size)
         _extend(connection, tree.frontier)
         store_nodes(connection, size=tree.frontier.size)
         checkpoint = Checkpoint(signer.name, tree.frontier.size, tree.frontier.root())
@@ -110,12 +117,17 @@ def _exported_size(place: Export, *, connection: sql.Connection, verifier: Verif
     note = place.latest()
     if note is None:
         return 0
-    exported = Checkpoint.verify(note, verifier, place=str(place.place))
+    return _own_checkpoint(note, str(place.place), connection=connection, verifier=verifier, sealed=sealed)
+
+
+def _own_checkpoint(note: str, place: str, *, connection: sql.Connection, verifier: Verifier, sealed: int) -> int:
+    """The size of a signed checkpoint from elsewhere, which must be one of the database's."""
+    exported = Checkpoint.verify(note, verifier, place=place)
     if exported.tree_size > sealed:
         raise _tampered(
             f"It holds a signed checkpoint of {exported.tree_size} events; the database has {sealed} sealed: events were"
             " removed, or the database was restored from an older copy.",
-            str(place.place),
+            place,
         )
     own = connection.scalar(
         sql.select(checkpoint_table.c.note).where(checkpoint_table.c.tree_size == exported.tree_size)
@@ -123,7 +135,7 @@ def _exported_size(place: Export, *, connection: sql.Connection, verifier: Verif
     if own is None or Checkpoint.verify(own, verifier) != exported:
         raise _tampered(
             f"It holds a signed checkpoint of {exported.tree_size} events that the database does not have.",
-            str(place.place),
+            place,
         )
     return exported.tree_size
 

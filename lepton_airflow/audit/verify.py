@@ -23,6 +23,7 @@ from lepton_airflow.audit.locate import Placed, locate
 from lepton_airflow.audit.merkle import EMPTY_ROOT, HASH_BYTES, Frontier, leaf_hash, root
 from lepton_airflow.audit.nodes import StoredTree
 from lepton_airflow.audit.producers import Producers
+from lepton_airflow.audit.quorum import Quorum
 from lepton_airflow.errors import AuditTampered
 
 __all__ = ["EXPLANATION", "Finding", "VerificationReport", "verify"]
@@ -41,7 +42,8 @@ With --offline: nothing is said of events outside the export.
 Not detected:
   events cut off the end of a producer that has not closed, before they were sealed;
   events that someone who can write to the database adds in a new producer's name, or never writes;
-  a log that was taken back to an older signed checkpoint together with every export;
+  a log that was taken back to an older signed checkpoint together with every export, unless a witness had cosigned it: then
+  the witness refuses to cosign again, and what it had cosigned is found where witnesses leave it;
   times that a writer invents within the bounds above."""
 
 _CHUNK = 1000
@@ -58,6 +60,7 @@ def verify(
     exports: Sequence[Path | str],
     since: str | None = None,
     archives: Sequence[Path | str] = (),
+    quorum: Quorum | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerificationReport:
     """Verify the whole log in one snapshot of the database; neither writers nor the sealer wait for it.
@@ -67,12 +70,14 @@ def verify(
     :param since: the signed note of an earlier checkpoint, up to which the log was verified before: that the log extends it is
         shown by the stored hashes, and the payloads below are read again only if something is wrong
     :param archives: places that must hold the log's archives; by default they are read where they were written, if they can be
+    :param quorum: the witnesses whose cosignatures count, and how many are needed
     :param progress: called with the number of events checked and of all events
     :raises AuditUnavailable: the database or an export cannot be reached
     """
     verification = _Verification(verifier=verifier, exports=[Export(place) for place in exports])
     # The exports come first: a database that is read after them is never behind them, unless it was cut.
     verification.read_exports()
+    verification.read_cosigned(quorum or Quorum())
     try:
         with reading(engine) as connection:
             verification.read_checkpoints(connection)
@@ -85,6 +90,7 @@ def verify(
             verification.check_file(connection)
     except AuditTampered as damage:
         verification.add("damaged", damage.place, f"{damage.rule} What lies behind it could not be read.")
+    verification.judge_witnesses(quorum or Quorum())
     return verification.report()
 
 
@@ -99,6 +105,8 @@ class _Verification:
     :param gaps: what the positions alone show; superseded by what a signed list of leaf hashes shows
     :param uncovered: positions of leaves beyond every signed checkpoint
     :param archives: the signed statements about archives
+    :param cosigned: checkpoints with the cosignatures of witnesses, and where they are
+    :param witnessed: the sizes of those
     :param emptied: sealed leaves that have no payload, although no archive has it
     :param disagreeing: sealed leaves whose payload and recorded hash do not agree: their texts by position in the tree
     """
@@ -119,6 +127,8 @@ class _Verification:
     uncovered: list[str] = field(default_factory=list)
     disagreeing: dict[int, str] = field(default_factory=dict)
     archives: list[Archived] = field(default_factory=list)
+    cosigned: list[tuple[str, str]] = field(default_factory=list)
+    witnessed: set[int] = field(default_factory=set)
     emptied: set[int] = field(default_factory=set)
     frontier: Frontier = field(default_factory=Frontier)
     producers: Producers = field(default_factory=Producers)
@@ -153,6 +163,27 @@ class _Verification:
         if not self.exports:
             self.notes.append("There is no export: a cut tail of the log would not show.")
 
+    def read_cosigned(self, quorum: Quorum) -> None:
+        """Read what witnesses have cosigned: signed checkpoints like those of an export."""
+        self.cosigned = quorum.cosigned()
+        for position, note in self.cosigned:
+            checkpoint = self._checkpoint(note, position)
+            if checkpoint is not None:
+                self.witnessed.add(checkpoint.tree_size)
+
+    def judge_witnesses(self, quorum: Quorum) -> None:
+        """Say who has cosigned the latest checkpoint, and whether that is enough."""
+        if not quorum.witnesses or not self.signed:
+            return
+        latest = Checkpoint(self.verifier.name, self.size, self.signed[self.size][0])
+        judgement = quorum.judge(latest, self.cosigned)
+        for finding in judgement.findings:
+            self.add(finding.kind, finding.position, finding.text)
+        if judgement.enough:
+            self.notes.append(judgement.text)
+        else:
+            self.add("witness", f"checkpoint {self.size}", judgement.text)
+
     def read_checkpoints(self, connection: sql.Connection) -> None:
         """Check the database's own checkpoints, and that they and the exported ones are the same."""
         own: set[int] = set()
@@ -163,6 +194,8 @@ class _Verification:
             if checkpoint is not None and checkpoint.tree_size != row.tree_size:
                 self.add("checkpoint", position, f"It is signed for {checkpoint.tree_size} events.")
             own.add(row.tree_size)
+        for size in sorted(self.witnessed - own):
+            self.add("checkpoint", f"checkpoint {size}", "A witness has cosigned it; the database does not have it.")
         for folder, sizes in self.exported.items():
             for size in sorted(sizes - own):
                 self.add("checkpoint", f"checkpoint {size}", f"{folder} holds it, signed; the database does not.")
@@ -287,11 +320,12 @@ class _Verification:
             return
         reference = self._reference(connection)
         if reference is None:
-            self._judge_without_reference()
+            self._judge_without_reference(0)
             return
         known = len(reference) // HASH_BYTES
         if known < self.size:
             self.notes.append(f"Changes from leaf {known} on could not be told apart: no export has their hashes.")
+            self._judge_without_reference(known)
         rows = [
             Placed(leaf.tree_index, leaf.event_id, leaf.actual_hash)
             for leaf in self._leaves(connection)
@@ -304,7 +338,7 @@ class _Verification:
             as_sealed = reference[row.index * HASH_BYTES : (row.index + 1) * HASH_BYTES] == row.actual_hash
             if as_sealed and row.index in self.disagreeing:
                 self.add("edited", self.disagreeing[row.index], _HASH_CHANGED)
-        if not found and self.contradicted is not None:
+        if not found and self.contradicted is not None and self.contradicted <= known:
             self.add("fork", f"checkpoint {self.contradicted}", "It is signed, but it is not of this log.")
 
     def read_archives(self, connection: sql.Connection) -> None:
@@ -358,24 +392,35 @@ class _Verification:
             for position in self.uncovered:
                 self.add("unsigned", position, text)
 
-    def _judge_without_reference(self) -> None:
+    def _judge_without_reference(self, known: int) -> None:
+        """Say of the leaves from ``known`` on what their positions and the hashes beside them show."""
         for finding in self.gaps:
             self.add(finding.kind, finding.position, finding.text)
         for index, position in self.disagreeing.items():
-            self._add_changed(position, emptied=index in self.emptied)
-        if self.contradicted is not None:
+            if index >= known:
+                self._add_changed(position, emptied=index in self.emptied)
+        if self.contradicted is not None and self.contradicted > known:
             text = "Their root is not the signed one; without the leaf hashes of an export it cannot be told which."
-            self.add("unlocated", leaves(self.confirmed, self.contradicted - 1), text)
+            self.add("unlocated", leaves(max(self.confirmed, known), self.contradicted - 1), text)
 
     def _reference(self, connection: sql.Connection) -> bytes | None:
         """A list of leaf hashes with a signed root: an export's if one has it, else the hashes beside the payloads."""
+        if (hashes := self._exported_hashes(behind=False)) is not None:
+            return hashes
+        hashes = b"".join(leaf.stored_hash for leaf in self._leaves(connection))[: self.size * HASH_BYTES]
+        if self._is_signed(self.size, hashes):
+            return hashes
+        return self._exported_hashes(behind=True)
+
+    def _exported_hashes(self, *, behind: bool) -> bytes | None:
+        """The leaf hashes of an export with a signed root, of the whole log or of one of its earlier states."""
         for export in self.exports:
-            for size in sorted({self.size, *self.exported[export.place]}, reverse=True)[:2]:
+            earlier = sorted(self.exported[export.place] - {self.size}, reverse=True)[:2]
+            for size in earlier if behind else [self.size]:
                 hashes = export.leaf_hashes(size)
                 if hashes is not None and self._is_signed(size, hashes):
                     return hashes
-        hashes = b"".join(leaf.stored_hash for leaf in self._leaves(connection))[: self.size * HASH_BYTES]
-        return hashes if self._is_signed(self.size, hashes) else None
+        return None
 
     def _is_signed(self, size: int, hashes: bytes) -> bool:
         parts = (hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES))

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from lepton_airflow.cli import audit_archive, audit_search
+from lepton_airflow.cli import audit_archive, audit_search, audit_witness
 from lepton_airflow.cli.audit_search import audit_database
 from lepton_airflow.cli.console import HomeOption, console, errors
 from lepton_airflow.errors import UnreadableSource
@@ -24,6 +24,7 @@ app.command()(audit_search.search)
 app.command()(audit_search.tail)
 app.command()(audit_search.export)
 app.command()(audit_archive.archive)
+app.add_typer(audit_witness.app, name="witness", help="A second party that sees that the log is never taken back.")
 
 _SHOWN = 100
 
@@ -35,13 +36,17 @@ def seal(home: HomeOption = None) -> None:
     Needs the sealer's private key, which the writers of events must not be able to read.
     """
     from lepton_airflow.audit.checkpoint import Signer
+    from lepton_airflow.audit.quorum import Quorum
     from lepton_airflow.audit.sealer import seal as seal_log
 
     settings = load_settings(home)
     signer = Signer.load(settings.checkpoint_signer)
     with audit_database(settings) as engine:
-        checkpoint = seal_log(engine, signer=signer, exports=settings.checkpoint_exports)
+        quorum = Quorum.of(settings)
+        checkpoint = seal_log(engine, signer=signer, exports=settings.checkpoint_exports, quorum=quorum)
     typer.echo(f"sealed: {checkpoint.tree_size} events, root {checkpoint.root_hash.hex()}, signed by {signer.name}")
+    if quorum.witnesses:
+        _say(f"note: {quorum.judge(checkpoint, quorum.cosigned()).text}")
 
 
 @app.command()
@@ -65,6 +70,7 @@ def verify(
 ) -> None:
     """Recompute the log and hold it against every signed checkpoint; exit status 1 if anything is wrong."""
     from lepton_airflow.audit.checkpoint import Verifier
+    from lepton_airflow.audit.quorum import Quorum
     from lepton_airflow.audit.ranges import verify_range
     from lepton_airflow.audit.verify import EXPLANATION
     from lepton_airflow.audit.verify import verify as verify_log
@@ -74,9 +80,10 @@ def verify(
         return
     settings = load_settings(home)
     verifier = Verifier.load(settings.checkpoint_verifier)
+    quorum = Quorum.of(settings)
     earlier = None if since is None else _read_note(since)
     if offline is not None:
-        _report(verify_range(offline, verifier=verifier, since=earlier))
+        _report(verify_range(offline, verifier=verifier, since=earlier, quorum=quorum))
         return
     with audit_database(settings) as engine, Progress(console=errors, transient=True) as progress:
         task = progress.add_task("verifying", total=None)
@@ -86,6 +93,7 @@ def verify(
             exports=settings.checkpoint_exports,
             since=earlier,
             archives=archive or (),
+            quorum=quorum,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     _report(report)

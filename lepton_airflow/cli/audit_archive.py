@@ -29,6 +29,7 @@ def archive(
     from lepton_airflow.audit.archive import ACTION
     from lepton_airflow.audit.archive import archive as archive_log
     from lepton_airflow.audit.checkpoint import Signer
+    from lepton_airflow.audit.quorum import Quorum
     from lepton_airflow.audit.search import parse_moment
     from lepton_airflow.cli.audited import command_log
 
@@ -45,6 +46,7 @@ def archive(
                 log=log,
                 signer=signer,
                 exports=settings.checkpoint_exports,
+                quorum=Quorum.of(settings),
                 before=None if before is None else parse_moment(before),
                 stop=None if to is None else to + 1,
             )

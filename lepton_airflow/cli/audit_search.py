@@ -84,6 +84,7 @@ def export(
 ) -> None:
     """Write sealed events to Parquet, with the signed checkpoint and the proofs that they are in the log."""
     from lepton_airflow.audit.checkpoint import Verifier
+    from lepton_airflow.audit.quorum import Quorum
     from lepton_airflow.audit.ranges import export_range
 
     if everything == (first is not None or last is not None):
@@ -94,7 +95,8 @@ def export(
     verifier = Verifier.load(settings.checkpoint_verifier)
     stop = None if last is None else last + 1
     with audit_database(settings) as engine:
-        checkpoint = export_range(engine, output, verifier=verifier, first=first or 0, stop=stop)
+        cosigned = Quorum.of(settings).cosigned()
+        checkpoint = export_range(engine, output, verifier=verifier, first=first or 0, stop=stop, cosigned=cosigned)
     shown = f"leaves {first or 0} to {(stop or checkpoint.tree_size) - 1} of {checkpoint.tree_size}"
     typer.echo(f"exported: {shown}, root {checkpoint.root_hash.hex()}")
     errors.print(

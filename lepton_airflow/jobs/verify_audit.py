@@ -27,6 +27,7 @@ def run(spec: VerifyAuditSpec, job: Job) -> dict[str, Any]:
     :raises AuditTampered: naming the first findings
     """
     from lepton_airflow.audit.checkpoint import Verifier
+    from lepton_airflow.audit.quorum import Quorum
     from lepton_airflow.audit.verify import verify
 
     with job.guard.operation(action="verify", dataset="audit", columns=(), purpose=spec.purpose) as operation:
@@ -34,6 +35,7 @@ def run(spec: VerifyAuditSpec, job: Job) -> dict[str, Any]:
             job.engine,
             verifier=Verifier.load(job.settings.checkpoint_verifier),
             exports=job.settings.checkpoint_exports,
+            quorum=Quorum.of(job.settings),
         )
         if not report.ok:
             shown = "; ".join(f"{finding.position}: {finding.text}" for finding in report.findings[:5])

@@ -51,6 +51,7 @@ class SealAuditOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:  # noqa: ARG002 - Airflow calls it so
         from lepton_airflow.audit.checkpoint import Signer
         from lepton_airflow.audit.database import connect
+        from lepton_airflow.audit.quorum import Quorum
         from lepton_airflow.audit.sealer import seal
 
         try:
@@ -58,7 +59,10 @@ class SealAuditOperator(BaseOperator):
             engine = connect(settings)
             try:
                 checkpoint = seal(
-                    engine, signer=Signer.load(settings.checkpoint_signer), exports=settings.checkpoint_exports
+                    engine,
+                    signer=Signer.load(settings.checkpoint_signer),
+                    exports=settings.checkpoint_exports,
+                    quorum=Quorum.of(settings),
                 )
             finally:
                 engine.dispose()

@@ -162,3 +162,29 @@ def test_archived_events_leave_their_hashes_and_verify_where_they_went(log_home:
     missing = lepton_audit("verify", log_home, "--archive", place)
     assert missing.exit_code == 1
     assert "None of the named places has it" in missing.stdout
+
+
+def test_a_witness_of_its_own_cosigns_and_the_log_says_so(log_home: Path, tmp_path: Path) -> None:
+    from lepton_airflow.errors import AuditTampered, ConfigurationError
+
+    def witness(*arguments: str | Path) -> Result:
+        return CliRunner().invoke(app, ["witness", *(str(argument) for argument in arguments)])
+
+    made = witness("keygen", tmp_path / "w1.key", "--name", "witness.example/w1")
+    (log_home / "lepton.yaml").write_text(json.dumps({"witnesses": [made.stdout.strip()], "witness_quorum": 1}))
+    sealed = lepton_audit("seal", log_home)
+    assert "cosigned (0 of 1 witnesses, of which 1 are needed; not by witness.example/w1)" in sealed.stderr
+    assert "witness" in lepton_audit("verify", log_home).stdout
+    given = (log_home / "checkpoints", "--key", tmp_path / "w1.key", "--log-key", log_home / "checkpoint.pub")
+    memory = ("--state", tmp_path / "memory.json")
+    assert isinstance(witness("cosign", *given, *memory).exception, ConfigurationError)
+    cosigned = witness("cosign", *given, *memory, "--begin")
+    assert (cosigned.exit_code, cosigned.stdout[:29]) == (0, "cosigned: 20 events, root " + cosigned.stdout[26:29])
+    verified = lepton_audit("verify", log_home)
+    assert (verified.exit_code, verified.stdout[:13]) == (0, "ok: 20 events")
+    assert "cosigned by witness.example/w1 (1 of 1 witnesses" in verified.stderr
+    exported = lepton_audit("export", log_home, "--all", "-o", tmp_path / "export")
+    assert exported.exit_code == 0
+    assert "witness.example/w1" in (tmp_path / "export" / "checkpoint").read_text()
+    (log_home / "checkpoints" / "checkpoint").write_text((log_home / "checkpoints" / "checkpoint").read_text() + "x")
+    assert isinstance(witness("cosign", *given, *memory).exception, AuditTampered)

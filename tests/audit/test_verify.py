@@ -629,3 +629,23 @@ def test_since_a_checkpoint_stored_subtrees_do_not_stand_in_for_a_row_that_is_go
     kinds = [(finding.kind, finding.position) for finding in report.findings]
     assert (("deleted", "leaf 77") in kinds) == missing == (not report.ok)
     assert any("all of it was read" in text for text in report.notes)
+
+
+@pytest.mark.parametrize("how", ["cut", "deleted", "edited"])
+def test_what_an_export_that_is_behind_does_not_cover_is_found_too(
+    log: SealedLog, place: random.Random, how: str
+) -> None:
+    """Both exports know the latest checkpoint but have lost the leaf hashes from leaf 20 on."""
+    for export in log.exports:
+        (export / "tile/0/000.p" / str(SEALED)).unlink()
+    index = place.randrange(20, SEALED - 1)
+    at = log.at(index)
+    if how == "cut":
+        log.execute(leaf_table.delete().where(leaf_table.c.tree_index >= index))
+        assert log.found()["truncated"] == [f"leaves {index} to {SEALED - 1}"]
+    elif how == "deleted":
+        log.execute(leaf_table.delete().where(leaf_table.c.tree_index == index))
+        assert log.found()["deleted"] == [f"leaf {index}"]
+    else:
+        log.update(index, payload=changed(log.rows()[index]["payload"]))
+        assert log.found() == {"edited": [at]}
