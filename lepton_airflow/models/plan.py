@@ -68,6 +68,7 @@ class TrainingPlan(PlanModel):
     :param steps: gradient steps of the attack inside each training step
     :param hidden: widths of the dense hidden layers; none makes a linear model
     :param filters: channels of the first convolutions of an image model
+    :param shift: images are shifted by up to so many pixels each way, anew in every epoch; 0 for tables
     :param trades_beta: weight of the divergence in ``trades``
     :param averaging: decay of the moving average of the weights that is kept; 0 keeps the last weights
     :param warm_start: begin with the champion's weights, if there is one
@@ -84,6 +85,7 @@ class TrainingPlan(PlanModel):
     steps: int = Field(default=7, ge=1)
     hidden: tuple[_Width, ...] = (128,)
     filters: int = Field(default=32, ge=1)
+    shift: int = Field(default=0, ge=0)
     trades_beta: float = Field(default=6.0, gt=0)
     averaging: float = Field(default=0.0, ge=0, lt=1)
     warm_start: bool = False
@@ -177,3 +179,9 @@ class RetrainingPlan(PlanModel):
     gate: GatePlan
     image: ImageColumn | None = None
     seed: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _only_images_shift(self) -> RetrainingPlan:
+        if self.training.shift and self.image is None:
+            raise ValueError("training.shift is for images")
+        return self

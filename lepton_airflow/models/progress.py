@@ -20,7 +20,7 @@ class TrainingProgress:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}, accuracy {task.fields[accuracy]:.3f}"),
+            TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -41,14 +41,16 @@ class TrainingProgress:
             self._move_bar(report)
         elif report.epoch % max(1, report.epochs // _LINES) == 0 or report.epoch == report.epochs:
             self._console.print(
-                f"{report.model} model: epoch {report.epoch} of {report.epochs}, "
-                f"loss {report.loss:.3f}, accuracy {report.accuracy:.3f}",
-                highlight=False,
+                f"{report.model} model: epoch {report.epoch} of {report.epochs}, {_figures(report)}", highlight=False
             )
 
     def _move_bar(self, report: EpochReport) -> None:
         if report.model not in self._tasks:
-            self._tasks[report.model] = self._bar.add_task(
-                f"{report.model} model", total=report.epochs, loss=report.loss, accuracy=report.accuracy
-            )
-        self._bar.update(self._tasks[report.model], completed=report.epoch, loss=report.loss, accuracy=report.accuracy)
+            self._tasks[report.model] = self._bar.add_task(f"{report.model} model", total=report.epochs, figures="")
+        self._bar.update(self._tasks[report.model], completed=report.epoch, figures=_figures(report))
+
+
+def _figures(report: EpochReport) -> str:
+    if report.standing is None:
+        return f"loss {report.loss:.3f}, accuracy {report.accuracy:.3f}"
+    return f"loss {report.loss:.3f}, clean {report.standing.clean:.3f}, robust {report.standing.robust:.3f}"

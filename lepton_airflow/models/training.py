@@ -1,8 +1,10 @@
-"""The training loop: one compiled step, batches of one shape, Adam along a cosine."""
+"""The training loop: one compiled step, batches of one shape, Adam along a cosine; the best epoch is kept, and a killed run
+goes on from its last checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from lepton_airflow.models.batches import padded_batches
+from lepton_airflow.models.checkpoints import Arrays, Checkpoint, Checkpoints
 from lepton_airflow.models.examples import Examples
 from lepton_airflow.models.objectives import Objective
 from lepton_airflow.models.plan import TrainingPlan
+from lepton_airflow.models.validation import Standing, Validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,7 @@ class EpochReport:
     :param model: which model is being trained
     :param loss: mean over the epoch's examples, as the model saw them: under attack, when it is hardened
     :param accuracy: the same for the share classified correctly
+    :param standing: clean and robust accuracy on a few fixed examples after the epoch, if somebody asked for them
     """
 
     model: str
@@ -30,6 +35,21 @@ class EpochReport:
     epochs: int
     loss: float
     accuracy: float
+    standing: Standing | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """What became of a training.
+
+    :param kept_epoch: the one whose weights the model has
+    :param standing: of that epoch, if epochs were measured
+    :param resumed_after: the epoch after which a killed try's training was taken up; 0 when there was none
+    """
+
+    kept_epoch: int
+    standing: Standing | None
+    resumed_after: int = 0
 
 
 def compile_step(model: Any, optimizer: Any, *, objective: Objective, batch_size: int) -> Any:
@@ -56,7 +76,17 @@ def compile_step(model: Any, optimizer: Any, *, objective: Objective, batch_size
             tf.TensorSpec((batch_size,), tf.int32),
             tf.TensorSpec((batch_size,), tf.float32),
         ),
+        # No Python control flow in it depends on a tensor.
+        autograph=False,
     )
+
+
+def optimizer_for(plan: TrainingPlan, *, steps: int) -> Any:
+    """Adam, whose learning rate falls to 0 along a cosine over ``steps`` steps, with the plan's averaging of weights."""
+    schedule = keras.optimizers.schedules.CosineDecay(plan.learning_rate, steps)
+    if plan.averaging:
+        return keras.optimizers.Adam(schedule, use_ema=True, ema_momentum=plan.averaging)
+    return keras.optimizers.Adam(schedule)
 
 
 def train(
@@ -68,25 +98,42 @@ def train(
     objective: Objective,
     seed: int,
     report: Callable[[EpochReport], None],
-) -> None:
-    """Train ``model`` in place.
+    validation: Validation | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> TrainingRecord:
+    """Train ``model`` in place. It ends with the weights of its last epoch, or of its best one if ``validation`` chooses;
+    with ``plan.averaging`` those are the averaged weights.
 
-    :param name: what progress reports call it
+    :param name: what progress reports and checkpoints call it
     :param seed: of the order of the examples
     :param report: called after every epoch
+    :param validation: what every epoch is measured on
+    :param checkpoints: where to go on from, and to leave what a later try could go on from
+    :raises ModelTampered: the checkpoint of this training is damaged
     """
     steps = -(-len(examples) // plan.batch_size) * plan.epochs
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(plan.learning_rate, steps))
+    optimizer = optimizer_for(plan, steps=steps)
     optimizer.build(model.trainable_variables)
     step = compile_step(model, optimizer, objective=objective, batch_size=plan.batch_size)
-    shuffle = np.random.default_rng(seed)
-    for epoch in range(1, plan.epochs + 1):
-        order = shuffle.permutation(len(examples))
+    measure = None if validation is None else validation.measure_of(model)
+    progress = _Progress({"model": model.variables, "optimizer": optimizer.variables, "objective": objective.state})
+    binding = f"{examples.digest()} {seed}" if checkpoints else ""
+    if checkpoints and (found := checkpoints.load(name, binding=binding)):
+        progress.restore(found)
+    resumed_after = progress.epoch
+    for epoch in range(resumed_after + 1, plan.epochs + 1):
+        # An order of its own for each epoch: nothing of the shuffling needs to be carried from one to the next.
+        order = np.random.default_rng((seed, epoch)).permutation(len(examples))
         loss = correct = 0.0
         for batch in padded_batches(examples.features, examples.labels, size=plan.batch_size, order=order):
             batch_loss, batch_correct = step(batch.features, batch.labels, batch.weights)
             loss += float(batch_loss)
             correct += float(batch_correct)
+        with _averaged(model, optimizer):
+            standing = measure() if measure else None
+            progress.finish(epoch, standing, model, chooses=validation is not None and validation.chooses)
+        if checkpoints and (checkpoints.due(name) or epoch == plan.epochs):
+            checkpoints.save(name, binding=binding, checkpoint=progress.checkpoint())
         report(
             EpochReport(
                 model=name,
@@ -94,5 +141,68 @@ def train(
                 epochs=plan.epochs,
                 loss=loss / len(examples),
                 accuracy=correct / len(examples),
+                standing=standing,
             )
         )
+    model.set_weights(progress.kept)
+    return TrainingRecord(kept_epoch=progress.kept_epoch, standing=progress.kept_standing, resumed_after=resumed_after)
+
+
+class _Progress:
+    """Everything that a training carries from one epoch to the next.
+
+    :param variables: by what they belong to
+    """
+
+    def __init__(self, variables: dict[str, Any]) -> None:
+        self._variables = {
+            f"{owner}/{position}": variable
+            for owner, all_of in variables.items()
+            for position, variable in enumerate(all_of)
+        }
+        self.epoch = 0
+        self.kept: list[Any] = []
+        self.kept_epoch = 0
+        self.kept_standing: Standing | None = None
+
+    def finish(self, epoch: int, standing: Standing | None, model: Any, *, chooses: bool) -> None:
+        """End an epoch, and keep its weights unless an earlier one's are better. Of two equally good ones the later is kept:
+        it was trained longer."""
+        self.epoch = epoch
+        if chooses and standing is not None and self.kept_standing is not None and standing < self.kept_standing:
+            return
+        self.kept, self.kept_epoch, self.kept_standing = model.get_weights(), epoch, standing
+
+    def checkpoint(self) -> Checkpoint:
+        arrays: Arrays = {key: variable.numpy() for key, variable in self._variables.items()}
+        arrays |= {f"kept/{position}": array for position, array in enumerate(self.kept)}
+        standing = self.kept_standing
+        facts = {
+            "epoch": self.epoch,
+            "kept_epoch": self.kept_epoch,
+            "kept_standing": None if standing is None else {"robust": standing.robust, "clean": standing.clean},
+        }
+        return Checkpoint(arrays=arrays, facts=facts)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        for key, variable in self._variables.items():
+            variable.assign(checkpoint.arrays[key])
+        count = sum(key.startswith("kept/") for key in checkpoint.arrays)
+        self.kept = [checkpoint.arrays[f"kept/{position}"] for position in range(count)]
+        self.epoch, self.kept_epoch = checkpoint.facts["epoch"], checkpoint.facts["kept_epoch"]
+        standing = checkpoint.facts["kept_standing"]
+        self.kept_standing = None if standing is None else Standing(**standing)
+
+
+@contextmanager
+def _averaged(model: Any, optimizer: Any) -> Iterator[None]:
+    """Meanwhile the model has its averaged weights, if the optimiser averages them."""
+    if not optimizer.use_ema:
+        yield
+        return
+    last = model.get_weights()
+    optimizer.finalize_variable_values(model.trainable_variables)
+    try:
+        yield
+    finally:
+        model.set_weights(last)

@@ -13,8 +13,9 @@ import tensorflow as tf
 
 from lepton_airflow.models.architectures import tabular_classifier
 from lepton_airflow.models.attacks.losses import cross_entropy
-from lepton_airflow.models.attacks.pgd import ProjectedGradientDescent, strongest_perturbation
+from lepton_airflow.models.attacks.pgd import ProjectedGradientDescent
 from lepton_airflow.models.examples import Examples, Features
+from lepton_airflow.models.inner_attack import worst_perturbation
 from lepton_airflow.models.input_space import InputSpace
 from lepton_airflow.models.perturbation import Perturbation
 
@@ -81,10 +82,10 @@ def test_the_training_attack_reaches_the_worst_corner_of_a_linear_model(blobs: C
     model = classifier()
     _, weights = margins(model, examples)
     perturbation = ball(SCALE)
-    d = tf.function(strongest_perturbation)(
+    d = tf.function(worst_perturbation, autograph=False)(
         model,
         tf.constant(examples.features),
-        tf.constant(examples.labels),
+        lambda logits: cross_entropy(logits, examples.labels),
         perturbation=perturbation,
         epsilon=tf.constant(0.5),
         steps=7,

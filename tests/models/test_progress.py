@@ -8,10 +8,11 @@ from rich.console import Console
 
 from lepton_airflow.models.progress import TrainingProgress
 from lepton_airflow.models.training import EpochReport
+from lepton_airflow.models.validation import Standing
 
 
-def report(epoch: int, epochs: int) -> EpochReport:
-    return EpochReport(model="hardened", epoch=epoch, epochs=epochs, loss=0.5, accuracy=0.75)
+def report(epoch: int, epochs: int, standing: Standing | None = None) -> EpochReport:
+    return EpochReport(model="hardened", epoch=epoch, epochs=epochs, loss=0.5, accuracy=0.75, standing=standing)
 
 
 def test_a_log_gets_a_few_lines_the_last_epoch_among_them() -> None:
@@ -28,6 +29,6 @@ def test_a_terminal_gets_a_bar() -> None:
     text = io.StringIO()
     with TrainingProgress(Console(file=text, width=100, force_terminal=True)) as progress:
         for epoch in range(1, 4):
-            progress(report(epoch, 3))
+            progress(report(epoch, 3, Standing(robust=0.625, clean=0.875)))
     assert "hardened model" in text.getvalue()
-    assert "accuracy 0.750" in text.getvalue()
+    assert "loss 0.500, clean 0.875, robust 0.625" in text.getvalue()

@@ -24,25 +24,6 @@ from lepton_airflow.models.perturbation import Perturbation
 RELATIVE_STEP = 2.5
 
 
-def strongest_perturbation(
-    model: Any, x: Any, labels: Any, *, perturbation: Perturbation, epsilon: Any, steps: int, start: Any
-) -> Any:
-    """The perturbation after ``steps`` steps, for training on. To be called inside a ``tf.function``.
-
-    :param x: [b, features]
-    :param start: [b, features], where the attack begins, inside the ball
-    :returns: [b, features], inside the ball
-    """
-    length = RELATIVE_STEP * epsilon / steps
-
-    def climb(step: Any, d: Any) -> tuple[Any, Any]:
-        seen = view(model, x, labels, d, perturbation=perturbation, epsilon=epsilon)
-        return step + 1, perturbation.project(x, perturbation.ascend(d, seen.gradient, length), epsilon)
-
-    _, d = tf.while_loop(lambda step, _: step < steps, climb, (tf.constant(0), start), parallel_iterations=1)
-    return tf.stop_gradient(d)
-
-
 class ProjectedGradientDescent:
     """The attack for evaluation: many steps, several restarts, and an example is lost as soon as one iterate is
     misclassified.
