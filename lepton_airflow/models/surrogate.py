@@ -14,9 +14,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from lepton_airflow.models.attacks.pgd import strongest_perturbation
+from lepton_airflow.models.attacks.losses import cross_entropy
 from lepton_airflow.models.batches import padded_batches
 from lepton_airflow.models.examples import Examples, Features
+from lepton_airflow.models.inner_attack import worst_perturbation
 from lepton_airflow.models.perturbation import Perturbation
 from lepton_airflow.models.prediction import Logits, Predict
 from lepton_airflow.models.seeds import derived_seed
@@ -82,10 +83,10 @@ class _Points:
 
         @tf.function(autograph=False, input_signature=signature)  # type: ignore[untyped-decorator]
         def attacked(x: Any, labels: Any) -> Any:
-            d = strongest_perturbation(
+            d = worst_perturbation(
                 model,
                 x,
-                labels,
+                lambda logits: cross_entropy(logits, labels),
                 perturbation=perturbation,
                 epsilon=radius,
                 steps=_ATTACK_STEPS,
