@@ -5,6 +5,7 @@ Nothing here imports TensorFlow: operators validate these models while a DAG is 
 
 from __future__ import annotations
 
+from decimal import Decimal
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -43,16 +44,32 @@ class ImageColumn(PlanModel):
 
 
 class DifferentialPrivacyPlan(PlanModel):
-    """DP-SGD (Abadi et al. 2016): what the trained weights may tell of one privacy unit.
+    """DP-SGD (Abadi et al. 2016): what the trained weights may tell of one privacy unit, added or removed.
+
+    Nothing here may be chosen from the data.
 
     :param epsilon: the budget to spend, charged to the ledger of the dataset and its unit
     :param delta: the probability with which epsilon may not hold
-    :param clipping_norm: the L2 norm to which the gradient of each unit's examples is clipped
+    :param sampling_rate: the probability with which each unit takes part in a step (Poisson sampling)
+    :param steps: of the optimizer; they take the place of epochs
+    :param clipping_norm: the L2 norm to which the mean gradient of each unit's examples is clipped
+    :param baselines: small private models of diffprivlib to be compared with
+    :param baseline_epsilon: what each baseline costs; it is charged to the ledger too
     """
 
-    epsilon: float = Field(gt=0)
-    delta: float = Field(gt=0, lt=1)
+    epsilon: Decimal = Field(gt=0)
+    delta: Decimal = Field(gt=0, lt=1)
+    sampling_rate: float = Field(gt=0, le=1)
+    steps: int = Field(ge=1)
     clipping_norm: float = Field(default=1.0, gt=0)
+    baselines: tuple[Literal["linear_regression", "gaussian_naive_bayes"], ...] = ()
+    baseline_epsilon: Decimal | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _baselines_are_paid(self) -> DifferentialPrivacyPlan:
+        if bool(self.baselines) != (self.baseline_epsilon is not None):
+            raise ValueError("baselines and baseline_epsilon go together")
+        return self
 
 
 class TrainingPlan(PlanModel):
