@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
 from lepton_airflow.jobs.spec import JobSpec, TableReference
-from lepton_airflow.models.plan import EvaluationPlan, GatePlan, RetrainingPlan, TrainingPlan
+from lepton_airflow.models.plan import EvaluationPlan, GatePlan, ImageColumn, RetrainingPlan, TrainingPlan
 from lepton_airflow.models.threat_model import ThreatModel
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ class RetrainModelSpec(JobSpec):
     :param privacy_unit: the column that identifies the person
     :param label_column: the column with the class
     :param classes: the labels that may occur, in the order of the model's outputs; at least two, all of one type
-    :param features: columns of numbers, in the order of the model's inputs
+    :param features: columns of numbers, in the order of the model's inputs; or
+    :param image: the column of images that the model sees instead
     :param threat_model: how far an attacker may move an example
     :param training: how the model is trained
     :param evaluation: how it is attacked
@@ -43,7 +44,8 @@ class RetrainModelSpec(JobSpec):
     privacy_unit: str = Field(min_length=1)
     label_column: str = Field(min_length=1)
     classes: tuple[StrictBool | StrictInt | StrictStr, ...] = Field(min_length=2)
-    features: tuple[str, ...] = Field(min_length=1)
+    features: tuple[str, ...] = ()
+    image: ImageColumn | None = None
     threat_model: ThreatModel
     training: TrainingPlan = TrainingPlan()
     evaluation: EvaluationPlan = EvaluationPlan()
@@ -53,9 +55,10 @@ class RetrainModelSpec(JobSpec):
 
     @model_validator(mode="after")
     def _columns_classes_and_target(self) -> RetrainModelSpec:
-        columns = (*self.features, self.label_column, self.privacy_unit)
-        if len(set(columns)) < len(columns):
-            raise ValueError("features, label_column and privacy_unit must be different columns")
+        if bool(self.features) == bool(self.image):
+            raise ValueError("give either features or image")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("features (or image), label_column and privacy_unit must be different columns")
         if len(set(self.classes)) < len(self.classes) or len({type(name) for name in self.classes}) > 1:
             raise ValueError("classes must be different values of one type")
         if "://" in self.target or self.target.startswith("file:"):
@@ -63,8 +66,13 @@ class RetrainModelSpec(JobSpec):
         return self
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that the model sees."""
+        return self.features if self.image is None else (self.image.column,)
+
+    @property
     def columns(self) -> tuple[str, ...]:
-        return (*self.features, self.label_column, self.privacy_unit)
+        return (*self.inputs, self.label_column, self.privacy_unit)
 
 
 def run(spec: RetrainModelSpec, job: Job) -> dict[str, Any]:
@@ -73,9 +81,11 @@ def run(spec: RetrainModelSpec, job: Job) -> dict[str, Any]:
     :returns: ``clean_accuracy``, ``robust_accuracy`` (at ``epsilon``, of ``n_test`` examples), ``gate``, ``path``
         (the folder), ``sha256`` of the model file, and ``replayed``: an earlier try had published this very model
         already
+    :raises SpecError: the champion has other inputs or classes
     :raises GateRefused: with the reasons
     """
     from lepton_airflow.models.artefact import ModelFolder
+    from lepton_airflow.models.champion import require_same_inputs
 
     folder = ModelFolder(Path(spec.target))
     with job.guard.operation(
@@ -86,6 +96,11 @@ def run(spec: RetrainModelSpec, job: Job) -> dict[str, Any]:
         details={"target": spec.target},
     ) as operation:
         card = folder.committed(run_key=job.run_key, spec_digest=job.spec_digest)
+        champion = folder.champion()
+        if champion is not None:
+            require_same_inputs(
+                champion, features=spec.features, image=spec.image, classes=spec.classes, place=str(folder.path)
+            )
         replayed = card is not None
         if card is None:
             card = _retrain(spec, job, folder)
@@ -111,40 +126,31 @@ def run(spec: RetrainModelSpec, job: Job) -> dict[str, Any]:
 
 
 def _retrain(spec: RetrainModelSpec, job: Job, folder: ModelFolder) -> dict[str, Any]:
-    from lepton_airflow.jobs.examples import collect_examples
+    from lepton_airflow.jobs.examples import read_examples
     from lepton_airflow.models.runtime import load_tensorflow
 
-    # Keys are opened before TensorFlow is loaded: its BoringSSL and the OpenSSL of a PKCS #11 token's library share symbol names,
-    # and the token's library crashes if it comes second.
-    table = collect_examples(
+    read = read_examples(
         job,
         source=spec.source,
         features=spec.features,
+        image=spec.image,
         label=spec.label_column,
+        classes=spec.classes,
         privacy_unit=spec.privacy_unit,
         purpose=spec.purpose,
     )
     load_tensorflow()
     from lepton_airflow.models.card import Origin
-    from lepton_airflow.models.examples import examples_from_arrow
     from lepton_airflow.models.progress import TrainingProgress
     from lepton_airflow.models.retraining import retrain
 
-    examples = examples_from_arrow(
-        table,
-        dataset=spec.source.name,
-        features=spec.features,
-        label=spec.label_column,
-        classes=spec.classes,
-        unit=spec.privacy_unit,
-    )
     origin = Origin(
         run_key=job.run_key,
         spec_digest=job.spec_digest,
         purpose=spec.purpose,
         dataset=spec.source.name,
-        rows=table.num_rows,
-        features=spec.features,
+        rows=read.rows,
+        features=spec.inputs,
         label=spec.label_column,
         classes=spec.classes,
         privacy_unit=spec.privacy_unit,
@@ -154,7 +160,8 @@ def _retrain(spec: RetrainModelSpec, job: Job, folder: ModelFolder) -> dict[str,
         training=spec.training,
         evaluation=spec.evaluation,
         gate=spec.gate,
+        image=spec.image,
         seed=spec.seed,
     )
     with TrainingProgress() as progress:
-        return retrain(examples, origin=origin, plan=plan, folder=folder, report=progress)
+        return retrain(read.examples, origin=origin, plan=plan, folder=folder, report=progress)

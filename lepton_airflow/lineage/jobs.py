@@ -192,7 +192,8 @@ def _release(run: _Run) -> JobLineage:
 def _train(run: _Run) -> JobLineage:
     spec, seen = run.spec, run.seen("source")
     source = place_of(spec["source"])
-    used = {**dict.fromkeys(spec["features"], "a feature of the model"), spec["label_column"]: "the model's label"}
+    inputs = spec.get("features") or [spec["image"]["column"]]
+    used = {**dict.fromkeys(inputs, "a feature of the model"), spec["label_column"]: "the model's label"}
     unit = spec["privacy_unit"]
     flows = [
         # A model can remember what it was trained on: nothing here hides a value from who asks it cleverly.

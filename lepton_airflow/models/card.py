@@ -81,6 +81,7 @@ def model_card(
             "units": examples.unit_count,
             "example": "a distinct combination of privacy unit, features and label",
             "features": list(origin.features),
+            "image": None if plan.image is None else plan.image.model_dump(mode="json"),
             "label": origin.label,
             "classes": list(origin.classes),
             "privacy_unit": origin.privacy_unit,

@@ -103,7 +103,23 @@ def table_space(train: Examples, *, names: Sequence[str], threat_model: ThreatMo
                 place=f"{place}.{name}",
                 remedy="Leave it out.",
             )
-    unit = np.array([threat_model.scales.get(name, spread) for name, spread in zip(names, deviation, strict=True)])
+    space = constrained(mean, deviation, names=names, threat_model=threat_model)
+    require_inside(train, space, place=place)
+    return space
+
+
+def constrained(
+    mean: npt.NDArray[np.float64], scale: npt.NDArray[np.float64], *, names: Sequence[str], threat_model: ThreatModel
+) -> InputSpace:
+    """The space of a table whose means and standard deviations are known.
+
+    :param mean: [d]
+    :param scale: [d], standard deviations
+    :param names: [d], of the features
+    :raises SpecError: a feature has no scale
+    """
+    constraints = threat_model.constraints
+    unit = np.array([threat_model.scales.get(name, spread) for name, spread in zip(names, scale, strict=True)])
     if threat_model.units == "feature scales":
         for name in names:
             if name not in threat_model.scales and name not in constraints.immutable:
@@ -116,8 +132,10 @@ def table_space(train: Examples, *, names: Sequence[str], threat_model: ThreatMo
     low, high = np.full(len(names), -np.inf), np.full(len(names), np.inf)
     for name, (least, greatest) in constraints.bounds.items():
         low[list(names).index(name)], high[list(names).index(name)] = least, greatest
-    space = replace(
-        InputSpace.free(norm=threat_model.norm, names=names, mean=mean, scale=deviation),
+    return replace(
+        InputSpace.free(
+            norm=threat_model.norm, names=names, mean=mean.astype(np.float32), scale=scale.astype(np.float32)
+        ),
         unit=unit.astype(np.float32),
         low=low.astype(np.float32),
         high=high.astype(np.float32),
@@ -126,8 +144,6 @@ def table_space(train: Examples, *, names: Sequence[str], threat_model: ThreatMo
         decreasing=_mask(names, constraints.decreasing),
         one_hot=tuple(tuple(list(names).index(name) for name in group) for group in constraints.one_hot),
     )
-    require_inside(train, space, place=place)
-    return space
 
 
 def image_space(image: ImageColumn, *, threat_model: ThreatModel) -> InputSpace:

@@ -16,7 +16,7 @@ from lepton_airflow.models.card import Origin, model_card
 from lepton_airflow.models.evaluation import evaluate
 from lepton_airflow.models.examples import Examples, require_classes, require_disjoint, split_by_unit
 from lepton_airflow.models.gate import judge
-from lepton_airflow.models.input_space import require_inside, table_space
+from lepton_airflow.models.input_space import image_space, require_inside, table_space
 from lepton_airflow.models.objectives import pgd_objective, standard_objective
 from lepton_airflow.models.perturbation import Perturbation
 from lepton_airflow.models.plan import RetrainingPlan
@@ -46,7 +46,11 @@ def retrain(
     """
     seed = secrets.randbits(31) if plan.seed is None else plan.seed
     learned_from, held_out = _split(examples, origin=origin, plan=plan)
-    space = table_space(learned_from, names=origin.features, threat_model=plan.threat_model, place=origin.dataset)
+    if plan.image is None:
+        space = table_space(learned_from, names=origin.features, threat_model=plan.threat_model, place=origin.dataset)
+    else:
+        space = image_space(plan.image, threat_model=plan.threat_model)
+        require_inside(learned_from, space, place=origin.dataset)
     require_inside(held_out, space, place=origin.dataset)
     perturbation = Perturbation(space)
     epsilon = plan.threat_model.epsilon

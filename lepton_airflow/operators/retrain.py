@@ -33,7 +33,8 @@ class RetrainModelOperator(LeptonSparkOperator):
     :param privacy_unit: the column that says whose row it is: no unit is in both the training and the test data
     :param label_column: the column of the class
     :param classes: the classes, in the order of the model's outputs
-    :param features: the numeric columns that the model sees
+    :param features: the numeric columns that the model sees; or
+    :param image: the column of images that it sees instead: ``column``, ``shape`` (height, width, channels), ``low`` and ``high``
     :param threat_model: what the attacker may change: ``norm``, ``epsilon``, ``units``
     :param gate: ``minimum_clean_accuracy`` and ``minimum_robust_accuracy`` on test units
     :param target: the folder of the model (templated)
@@ -51,6 +52,7 @@ class RetrainModelOperator(LeptonSparkOperator):
         "label_column",
         "classes",
         "features",
+        "image",
         "threat_model",
         "gate",
         "target",
@@ -68,11 +70,12 @@ class RetrainModelOperator(LeptonSparkOperator):
         privacy_unit: str,
         label_column: str,
         classes: Sequence[str],
-        features: Sequence[str],
         threat_model: Mapping[str, Any],
         gate: Mapping[str, Any],
         target: str,
         purpose: str,
+        features: Sequence[str] | None = None,
+        image: Mapping[str, Any] | None = None,
         training: Mapping[str, Any] | None = None,
         evaluation: Mapping[str, Any] | None = None,
         seed: int | None = None,
@@ -84,6 +87,7 @@ class RetrainModelOperator(LeptonSparkOperator):
         self.label_column = label_column
         self.classes = classes
         self.features = features
+        self.image = image
         self.threat_model = threat_model
         self.gate = gate
         self.target = target

@@ -13,12 +13,14 @@ import pytest
 
 from lepton_airflow.errors import EmptyTable, InvalidData, LeptonError, UnsupportedType
 from lepton_airflow.models.examples import (
+    ExampleReader,
     Examples,
     examples_from_arrow,
     require_classes,
     require_disjoint,
     split_by_unit,
 )
+from lepton_airflow.models.plan import ImageColumn
 
 GOOD: dict[str, Any] = {
     "size": [1.0, 2.0, 3.0, 4.0],
@@ -196,3 +198,114 @@ def test_too_few_units_to_split_is_refused(blobs: Callable[..., Examples]) -> No
 def test_a_declared_class_without_an_example_is_named(blobs: Callable[..., Examples]) -> None:
     with pytest.raises(InvalidData, match="'rare'"):
         require_classes(blobs(10), ("no", "yes", "rare"), place="clinic.visits.label")
+
+
+def image_table(pixels: list[Any], kind: pa.DataType) -> pa.Table:
+    return pa.table(
+        {
+            "picture": pa.array(pixels, kind),
+            "label": ["no", "yes", "no"],
+            "person": ["a", "b", "c"],
+        }
+    )
+
+
+def images(table: pa.Table) -> Examples:
+    return examples_from_arrow(
+        table,
+        dataset="clinic.pictures",
+        image=ImageColumn(column="picture", shape=(2, 1, 2), high=255),
+        label="label",
+        classes=("no", "yes"),
+        unit="person",
+    )
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int16()), pa.large_list(pa.float64()), pa.binary(), pa.large_binary()])
+def test_an_image_is_a_row_of_its_pixels(kind: pa.DataType) -> None:
+    rows = [[0, 1, 2, 3], [255, 4, 5, 6], [7, 8, 9, 10]]
+    table = image_table([bytes(row) for row in rows] if "binary" in str(kind) else rows, kind)
+    assert images(table).features.tolist() == rows
+    assert images(table.slice(1)).features.tolist() == rows[1:]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "kind", "error", "names"),
+    [
+        ([[0, 1, 2, 3], [0, 1, 2], [0] * 5], pa.list_(pa.int16()), InvalidData, "2 images do not have 4 numbers"),
+        ([b"1234", b"1234", b"123"], pa.binary(), InvalidData, "1 images do not have 4 numbers"),
+        ([[0, 1, 2, 3], None, [0] * 4], pa.list_(pa.int16()), InvalidData, "1 values are null"),
+        ([[0, 1, None, 3], [0] * 4, [0] * 4], pa.list_(pa.int16()), InvalidData, "1 values are null"),
+        ([[0.0, float("nan"), 2, 3], [0] * 4, [0] * 4], pa.list_(pa.float64()), InvalidData, "1 values are NaN"),
+        ([["a"] * 4] * 3, pa.list_(pa.string()), UnsupportedType, "must be a number"),
+        ([1.0, 2.0, 3.0], pa.float64(), UnsupportedType, "array of numbers or bytes"),
+    ],
+)
+def test_a_bad_image_is_a_typed_error_that_names_the_column(
+    pixels: list[Any], kind: pa.DataType, error: type[LeptonError], names: str
+) -> None:
+    with pytest.raises(error, match=r"clinic\.pictures\.picture") as caught:
+        images(image_table(pixels, kind))
+    assert names in str(caught.value)
+
+
+def test_how_a_table_is_cut_into_batches_changes_nothing(visits: pa.Table, examples: Examples) -> None:
+    features = visits.column_names[:30]
+    for size in (1, 100, 5000):
+        reader = ExampleReader(
+            dataset="clinic.visits",
+            features=features,
+            label="diagnosis",
+            classes=("benign", "malignant"),
+            unit="patient_id",
+        )
+        for batch in visits.to_batches(max_chunksize=size):
+            reader.add(batch)
+        assert reader.rows == visits.num_rows
+        assert reader.finish().digest() == examples.digest()
+
+
+def test_what_is_wrong_is_counted_over_all_batches() -> None:
+    table = pa.table(GOOD | {"weight": [float("nan"), 2.0, float("inf"), 4.0]})
+    reader = ExampleReader(
+        dataset="clinic.visits", features=("size", "weight"), label="label", classes=("no", "yes"), unit="person"
+    )
+    for batch in table.to_batches(max_chunksize=1):
+        reader.add(batch)
+    with pytest.raises(InvalidData, match=r"clinic\.visits\.weight: 2 values are NaN"):
+        reader.finish()
+
+
+def test_zero_and_minus_zero_are_one_example() -> None:
+    same = {"size": [0.0, -0.0, 1.0], "weight": [1, 1, 1], "label": ["no", "no", "yes"], "person": ["a", "a", "a"]}
+    assert build(same).features.tolist() == [[0, 1], [1, 1]]
+
+
+def test_reading_needs_little_more_than_the_examples_themselves() -> None:
+    import tracemalloc
+
+    rows, width = 20_000, 64
+    draw = np.random.default_rng(3)
+    tracemalloc.start()
+    reader = ExampleReader(
+        dataset="clinic.pictures",
+        image=ImageColumn(column="picture", shape=(8, 8, 1), high=255),
+        label="label",
+        classes=(0, 1),
+        unit="person",
+    )
+    for start in range(0, rows, 1000):
+        reader.add(
+            pa.record_batch(
+                {
+                    "picture": [row.tobytes() for row in draw.integers(0, 255, (1000, width), np.uint8)],
+                    "label": pa.array(np.arange(1000) % 2),
+                    "person": pa.array(np.arange(start, start + 1000)),
+                }
+            )
+        )
+    examples = reader.finish()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(examples) == rows
+    assert peak < 2.8 * examples.features.nbytes
