@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from lepton_airflow.errors import ApprovalMissing, LeptonError
 from lepton_airflow.hooks.lepton import LeptonHook
-from lepton_airflow.operators.base import _caller
+from lepton_airflow.hooks.submission import caller_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -88,7 +88,7 @@ class PublishReleaseOperator(_AfterReleaseOperator):
     def _go_on(self, run_key: str, context: Context, settings: Settings) -> dict[str, Any]:
         from lepton_airflow.jobs.publish_release import approve_release, publish_release
 
-        caller = _caller(context)
+        caller = caller_of(context)
         if self.approval_task_id is not None:
             person = self._responder(self.approval_task_id, context)
             approve_release(

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from lepton_airflow.hooks.submission import SparkSubmission, job_script
 from lepton_airflow.jobs.runner import JOBS
 from lepton_airflow.operators.audit import SealAuditOperator, VerifyAuditOperator
-from lepton_airflow.operators.base import LeptonOperator, LeptonSparkOperator, job_script
+from lepton_airflow.operators.base import LeptonOperator
 from lepton_airflow.operators.decrypt import DecryptColumnsOperator
 from lepton_airflow.operators.encrypt import EncryptColumnsOperator
 from lepton_airflow.operators.publish import PublishReleaseOperator
@@ -69,7 +70,7 @@ def test_the_provider_names_every_operator_module() -> None:
 
 def test_an_argument_that_is_no_json_is_named() -> None:
     from lepton_airflow.errors import SpecError
-    from lepton_airflow.operators.base import _as_json
+    from lepton_airflow.hooks.submission import _as_json
 
     with pytest.raises(SpecError) as caught:
         _as_json({"purpose": "test", "columns": {"a", "b"}})
@@ -80,7 +81,7 @@ def test_nothing_is_done_when_an_operator_is_made(monkeypatch: pytest.MonkeyPatc
     def forbidden(*_: Any, **__: Any) -> Any:
         raise AssertionError
 
-    monkeypatch.setattr(LeptonSparkOperator, "_submit", forbidden)
+    monkeypatch.setattr(SparkSubmission, "_submit", forbidden)
     monkeypatch.setattr("lepton_airflow.hooks.lepton.LeptonHook.get_connection", forbidden)
     EncryptColumnsOperator(
         task_id="t", source={"no": "check"}, target={}, keyset="{{ no }}", columns={"a": {}}, purpose=""

@@ -17,7 +17,7 @@ OPERATORS = """
 import importlib.util, json, pathlib
 from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from lepton_airflow.operators.audit import SealAuditOperator, VerifyAuditOperator
-from lepton_airflow.operators.base import job_script
+from lepton_airflow.hooks.submission import job_script
 from lepton_airflow.operators.encrypt import EncryptColumnsOperator
 from lepton_airflow.operators.release import ReleaseAggregatesOperator
 from lepton_airflow.operators.retrain import RetrainModelOperator
