@@ -17,6 +17,7 @@ from lepton_airflow.models.checkpoints import Arrays, Checkpoint, Checkpoints
 from lepton_airflow.models.examples import Examples
 from lepton_airflow.models.objectives import Objective
 from lepton_airflow.models.plan import TrainingPlan
+from lepton_airflow.models.ranks import Ranks
 from lepton_airflow.models.validation import Standing, Validation
 
 
@@ -52,9 +53,12 @@ class TrainingRecord:
     resumed_after: int = 0
 
 
-def compile_step(model: Any, optimizer: Any, *, objective: Objective, batch_size: int) -> Any:
+def compile_step(
+    model: Any, optimizer: Any, *, objective: Objective, batch_size: int, ranks: Ranks | None = None
+) -> Any:
     """One training step as one ``tf.function``, inner attack included.
 
+    :param ranks: who else takes the same step with other examples; the batch is then that of all ranks together
     :returns: a function of features [b, d], labels [b] and weights [b] that updates ``model`` and returns the weighted
         sums of the loss and of the correct answers
     """
@@ -63,11 +67,18 @@ def compile_step(model: Any, optimizer: Any, *, objective: Objective, batch_size
         with tf.GradientTape() as tape:
             losses, logits = objective(model, x, labels)
             total = tf.reduce_sum(weights * losses)
-            mean = total / tf.reduce_sum(weights)
+            examples = tf.reduce_sum(weights)
+            if ranks is not None:
+                (examples,) = ranks.sum([examples])
+            mean = total / examples
         variables = model.trainable_variables
-        optimizer.apply(tape.gradient(mean, variables), variables)
-        correct = tf.argmax(logits, axis=-1, output_type=tf.int32) == labels
-        return total, tf.reduce_sum(weights * tf.cast(correct, tf.float32))
+        gradients = tape.gradient(mean, variables)
+        hits = tf.argmax(logits, axis=-1, output_type=tf.int32) == labels
+        correct = tf.reduce_sum(weights * tf.cast(hits, tf.float32))
+        if ranks is not None:
+            total, correct, *gradients = ranks.sum([total, correct, *gradients])
+        optimizer.apply(gradients, variables)
+        return total, correct
 
     return tf.function(
         step,
@@ -100,6 +111,7 @@ def train(
     report: Callable[[EpochReport], None],
     validation: Validation | None = None,
     checkpoints: Checkpoints | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainingRecord:
     """Train ``model`` in place. It ends with the weights of its last epoch, or of its best one if ``validation`` chooses;
     with ``plan.averaging`` those are the averaged weights.
@@ -109,12 +121,14 @@ def train(
     :param report: called after every epoch
     :param validation: what every epoch is measured on
     :param checkpoints: where to go on from, and to leave what a later try could go on from
+    :param ranks: who else trains the same model; ``examples`` and the plan's batch size are then those of this rank
     :raises ModelTampered: the checkpoint of this training is damaged
     """
-    steps = -(-len(examples) // plan.batch_size) * plan.epochs
-    optimizer = optimizer_for(plan, steps=steps)
+    count = len(examples) if ranks is None else ranks.examples
+    batches = -(-count // (plan.batch_size * (1 if ranks is None else ranks.count)))
+    optimizer = optimizer_for(plan, steps=batches * plan.epochs)
     optimizer.build(model.trainable_variables)
-    step = compile_step(model, optimizer, objective=objective, batch_size=plan.batch_size)
+    step = compile_step(model, optimizer, objective=objective, batch_size=plan.batch_size, ranks=ranks)
     measure = None if validation is None else validation.measure_of(model)
     progress = _Progress({"model": model.variables, "optimizer": optimizer.variables, "objective": objective.state})
     binding = f"{examples.digest()} {seed}" if checkpoints else ""
@@ -125,7 +139,9 @@ def train(
         # An order of its own for each epoch: nothing of the shuffling needs to be carried from one to the next.
         order = np.random.default_rng((seed, epoch)).permutation(len(examples))
         loss = correct = 0.0
-        for batch in padded_batches(examples.features, examples.labels, size=plan.batch_size, order=order):
+        for batch in padded_batches(
+            examples.features, examples.labels, size=plan.batch_size, order=order, count=batches
+        ):
             batch_loss, batch_correct = step(batch.features, batch.labels, batch.weights)
             loss += float(batch_loss)
             correct += float(batch_correct)
@@ -139,8 +155,8 @@ def train(
                 model=name,
                 epoch=epoch,
                 epochs=plan.epochs,
-                loss=loss / len(examples),
-                accuracy=correct / len(examples),
+                loss=loss / count,
+                accuracy=correct / count,
                 standing=standing,
             )
         )
