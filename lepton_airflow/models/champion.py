@@ -93,10 +93,13 @@ class Champion:
         return constrained(mean, scale, names=self.features, threat_model=self.threat_model)
 
     def load(self) -> Any:
-        """The Keras model. Call it after :func:`lepton_airflow.models.runtime.load_tensorflow`."""
-        import keras
+        """The Keras model. Call it after :func:`lepton_airflow.models.runtime.load_tensorflow`.
 
-        return keras.models.load_model(self.path / MODEL_FILE, compile=False)
+        :raises ModelTampered: see :func:`lepton_airflow.models.loading.load_model`
+        """
+        from lepton_airflow.models.loading import load_model
+
+        return load_model(self.path / MODEL_FILE, sha256=self.digest)
 
 
 def require_same_inputs(
