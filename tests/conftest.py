@@ -53,10 +53,17 @@ POLICY = """
 version: 1
 roles:
   everyone: {members: [tester]}
+  approvers: {members: [tester, alice, bob]}
 grants:
   - id: tests
     role: everyone
     actions: [encrypt, decrypt, release, train, evaluate, rotate, verify]
+    datasets: ["*"]
+    columns: ["*"]
+    purposes: [test]
+  - id: approvals
+    role: approvers
+    actions: [approve]
     datasets: ["*"]
     columns: ["*"]
     purposes: [test]
@@ -66,7 +73,7 @@ grants:
 @pytest.fixture
 def home(tmp_path: Path) -> Settings:
     """A deployment as `lepton init` makes it: identity ``tester``, keyset ``clinic`` sealed to it, everything granted to it
-    for the purpose ``test``."""
+    for the purpose ``test``; ``alice`` and ``bob`` may approve."""
     import yaml
 
     from lepton_airflow.audit.database import connect, migrate

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from lepton_airflow.cli.audited import _user, audited
+from lepton_airflow.cli.audited import _user
 from lepton_airflow.cli.console import HomeOption, console
 from lepton_airflow.cli.release import app
 from lepton_airflow.errors import ReceiptInvalid, TargetExists
@@ -35,33 +35,35 @@ LIMITS = (
 def approve(
     run_key: RunKey,
     show: Annotated[
-        bool, typer.Option("--show", help="Show the noisy numbers too. That they were shown is in the audit.")
+        bool,
+        typer.Option("--show", help="Show the noisy numbers too; the policy and the audit take it like an approval."),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     home: HomeOption = None,
 ) -> None:
-    """Approve a release that was drawn, under this identity. Neither who asked for it nor the identity that ran it can."""
+    """Approve a release that was drawn, under this identity, if the policy grants it the action `approve`.
+
+    Neither who asked for the release nor the identity that ran it can.
+    """
     from lepton_airflow.audit.database import connect
-    from lepton_airflow.jobs.publish_release import approve_release, document_of, drawn_release
+    from lepton_airflow.jobs.publish_release import approve_release, drawn_release, show_release
     from lepton_airflow.jobs.runner import Caller
     from lepton_airflow.keys.identity import Identity
 
     settings = load_settings(home)
     approver = Identity.load(settings.identity_file).name
+    caller = Caller(on_behalf_of=_user())
     engine = connect(settings)
     try:
-        drawn = drawn_release(engine, run_key)
-        _describe(drawn)
-        if show:
-            with audited(settings, "release.show", dataset=drawn.spec.source.name, shown_run=run_key):
-                typer.echo(json.dumps(document_of(engine, drawn), indent=1, ensure_ascii=False))
+        _describe(drawn_release(engine, run_key))
     finally:
         engine.dispose()
+    if show:
+        document = show_release(run_key, settings=settings, caller=caller)
+        typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
     if not yes:
         typer.confirm(f"Let it be published, as {approver}?", abort=True)
-    release = approve_release(
-        run_key, settings=settings, approver=approver, known_by="identity", caller=Caller(on_behalf_of=_user())
-    )
+    release = approve_release(run_key, settings=settings, approver=approver, known_by="identity", caller=caller)
     typer.echo(f"approved by {release.approver}; `lepton release publish {run_key}` publishes it")
 
 

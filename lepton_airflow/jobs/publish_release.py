@@ -1,7 +1,8 @@
-"""Approve and publish a release that was drawn and waits; no Spark, no data: the ledger has the numbers and the spec.
+"""Show, approve and publish a release that was drawn and waits; no Spark, no data: the ledger has the numbers and the spec.
 
 The command line and :class:`lepton_airflow.operators.publish.PublishReleaseOperator` call these functions in their own process.
-Their audit events carry the run key of the release, which is how its receipt finds them.
+Their audit events carry the run key of the release, which is how its receipt finds them. Seeing numbers that nobody approved, and
+approving them, is the policy's action ``approve``; publishing is ``release``, as drawing was.
 """
 
 from __future__ import annotations
@@ -76,15 +77,32 @@ def drawn_release(engine: Engine, run_key: str) -> DrawnRelease:
     )
 
 
-def document_of(engine: Engine, drawn: DrawnRelease) -> dict[str, Any]:
-    """The release document with its noisy numbers, as it would be published now."""
-    return build_document(
-        design=drawn.spec,
-        plan=drawn.plan,
-        result=Ledger(engine).result(drawn.release.run_key),
-        release=drawn.release,
-        dataset=drawn.spec.source.name,
-    )
+def show_release(run_key: str, *, settings: Settings, caller: Caller | None = None) -> dict[str, Any]:
+    """The release document with its noisy numbers, as it would be published now, for who is to approve it.
+
+    :raises AccessDenied: the policy does not let this identity approve releases of the dataset
+    :raises BudgetError: there is no such release, or nothing is drawn yet
+    """
+    asked: dict[str, Detail] = {"step": "show"}
+    with audit_log_of(settings, run_key, caller) as (engine, principal, audit):
+        with _failure_recorded(audit, APPROVE, asked):
+            drawn = drawn_release(engine, run_key)
+            guard = _guard(audit, settings, drawn, principal)
+        with guard.operation(
+            action=APPROVE,
+            dataset=drawn.spec.source.name,
+            columns=sorted(drawn.spec.columns),
+            purpose=drawn.spec.purpose,
+            details=asked,
+        ) as operation:
+            operation.record(details=asked)
+            return build_document(
+                design=drawn.spec,
+                plan=drawn.plan,
+                result=Ledger(engine).result(run_key),
+                release=drawn.release,
+                dataset=drawn.spec.source.name,
+            )
 
 
 def approve_release(
@@ -99,33 +117,38 @@ def approve_release(
 ) -> Release:
     """Let a drawn release be published; again by the same person is no error.
 
+    The policy is asked about the approver, not about the identity that records it: Airflow's users have none of their own.
+
     :param approver: the name of the person; neither the requester's nor that of the identity that ran the job
     :param aliases: other names of the same person
     :param requesters: who else is known to have asked for it
     :param caller: on whose behalf this identity records it
-    :raises AccessDenied: the approver asked for it or ran it; the refusal is in the audit
+    :raises AccessDenied: the policy does not let the approver approve, or the approver asked for it or ran it; the refusal is in
+        the audit
     :raises BudgetError: there is no such release, it needs no approval, or somebody else approved it
     """
-    asked: dict[str, Detail] = {"approver": approver, "known_by": known_by}
-    with (
-        audit_log_of(settings, run_key, caller) as (engine, _, audit),
-        _failure_recorded(audit, APPROVE, asked) as known,
-    ):
-        drawn = drawn_release(engine, run_key)
-        known |= {"dataset": drawn.spec.source.name, "spec_digest": drawn.release.spec_digest}
-        known["intent"] = audit.append(
-            Event(action=APPROVE, phase="intent", purpose=drawn.spec.purpose, details=asked, **known)
-        )
-        involved = (drawn.release.principal, drawn.release.requested_by, *requesters)
-        if any(is_same_person(name, *involved) for name in (approver, *aliases)):
-            raise AccessDenied(
-                f"A release is not approved by who asked for it or ran it, {approver!r}.",
-                place=f"run {run_key}",
-                remedy="Have somebody else approve it.",
-            )
-        release = Ledger(engine).approve(run_key=run_key, approver=approver)
-        done: dict[str, Detail] = {**asked, "approved_at": release.approved_at}
-        audit.append(Event(action=APPROVE, phase="success", purpose=drawn.spec.purpose, details=done, **known))
+    asked: dict[str, Detail] = {"step": "approve", "approver": approver, "known_by": known_by}
+    with audit_log_of(settings, run_key, caller) as (engine, _, audit):
+        with _failure_recorded(audit, APPROVE, asked):
+            drawn = drawn_release(engine, run_key)
+            guard = _guard(audit, settings, drawn, approver)
+        with guard.operation(
+            action=APPROVE,
+            dataset=drawn.spec.source.name,
+            columns=sorted(drawn.spec.columns),
+            purpose=drawn.spec.purpose,
+            details=asked,
+        ) as operation:
+            operation.record(details=asked)
+            involved = (drawn.release.principal, drawn.release.requested_by, *requesters)
+            if any(is_same_person(name, *involved) for name in (approver, *aliases)):
+                raise AccessDenied(
+                    f"A release is not approved by who asked for it or ran it, {approver!r}.",
+                    place=f"run {run_key}",
+                    remedy="Have somebody else approve it.",
+                )
+            release = Ledger(engine).approve(run_key=run_key, approver=approver)
+            operation.record(details={"approved_at": release.approved_at})
     return release
 
 
@@ -141,15 +164,8 @@ def publish_release(run_key: str, *, settings: Settings, caller: Caller | None =
     with audit_log_of(settings, run_key, caller) as (engine, principal, audit):
         with _failure_recorded(audit, RELEASE, {"step": "publish"}):
             drawn = drawn_release(engine, run_key)
-            policy = load_policy(settings)
+            guard = _guard(audit, settings, drawn, principal)
         release, spec = drawn.release, drawn.spec
-        guard = Guard(
-            log=audit,
-            policy=policy,
-            principal=principal,
-            spec_digest=release.spec_digest,
-            environment=settings.environment,
-        )
         file = Path(spec.target).absolute()
         with guard.operation(
             action=RELEASE,
@@ -180,15 +196,24 @@ def publish_release(run_key: str, *, settings: Settings, caller: Caller | None =
     return summary
 
 
+def _guard(audit: AuditLog, settings: Settings, drawn: DrawnRelease, principal: str) -> Guard:
+    return Guard(
+        log=audit,
+        policy=load_policy(settings),
+        principal=principal,
+        spec_digest=drawn.release.spec_digest,
+        environment=settings.environment,
+    )
+
+
 @contextmanager
-def _failure_recorded(audit: AuditLog, action: str, details: Mapping[str, Detail]) -> Iterator[dict[str, Any]]:
-    """Append the failure of what no guard records. Yields what is known about it, for the event's fields."""
-    known: dict[str, Any] = {}
+def _failure_recorded(audit: AuditLog, action: str, details: Mapping[str, Detail]) -> Iterator[None]:
+    """Append the failure of what comes before a guard."""
     try:
-        yield known
+        yield
     except LeptonError as error:
         failure = {**details, "error": error.code, "text": str(error)}
-        audit.append(Event(action=action, phase="failure", details=failure, **known))
+        audit.append(Event(action=action, phase="failure", details=failure))
         raise
 
 

@@ -69,7 +69,8 @@ class PublishReleaseOperator(_AfterReleaseOperator):
         release >> approve >> publish
 
     Airflow's ``ApprovalOperator`` lets anybody respond who may, also the person who triggered the run; this operator refuses
-    them. Who responded is Airflow's word: the audit and the receipt say so (``known_by: airflow``). A response that a timeout
+    them, and whom the policy does not grant the action ``approve``, by the name that they have in Airflow. Who responded is
+    Airflow's word: the audit and the receipt say so (``known_by: airflow``). A response that a timeout
     gave is nobody's approval. Publishing costs nothing; the policy decides it and the audit has it as a release. A retry writes
     the same file. In a mapped task group it belongs to the tasks of its own map index.
 

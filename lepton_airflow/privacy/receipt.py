@@ -30,8 +30,8 @@ from lepton_airflow.privacy.amount import amount_text
 from lepton_airflow.privacy.records import MechanismEvent
 
 SCHEMA = "lepton.receipt/1"
-#: Action of the event that lets a release be published.
-APPROVE = "release.approve"
+#: Action of the event that lets a release be published, with the detail ``step: approve``; with ``step: show`` it was looked at.
+APPROVE = "approve"
 RELEASE = "release"
 
 #: What the leaves of a receipt are for, in their order in it.
@@ -187,6 +187,8 @@ def _approval(events: Mapping[str, Mapping[str, Any]], publication: Mapping[str,
         )
     if approval is None:
         return None
+    if approval["details"]["step"] != "approve":
+        raise _invalid("The leaf does not say that the release was approved.", "evidence.leaves (approval)")
     approver = approval["details"]["approver"]
     if publication["details"]["approver"] != approver:
         raise _invalid("The publication names another approver.", "evidence.leaves (publication)")
@@ -196,6 +198,7 @@ def _approval(events: Mapping[str, Mapping[str, Any]], publication: Mapping[str,
         "approver": approver,
         "known_by": approval["details"]["known_by"],
         "approved_at": approval["time"],
+        "policy": {"digest": approval["policy_digest"], "rules": approval["rules"]},
     }
 
 

@@ -96,7 +96,7 @@ def _events(events: Sequence[dict[str, Any]], place: str) -> dict[str, dict[str,
     draw = min(drawn, key=lambda event: event["details"]["replayed"])
     latest = published[-1]["digests"]["release"]
     publication = next(event for event in [draw, *published] if event["digests"].get("release") == latest)
-    approvals = [event for event in done if event["action"] == APPROVE]
+    approvals = [event for event in done if event["action"] == APPROVE and event["details"]["step"] == "approve"]
     if draw["details"]["approval"] == "required" and not approvals:
         raise InvalidData(
             "The audit log has no event of the approval.",

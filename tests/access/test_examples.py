@@ -120,6 +120,18 @@ def test_an_example_is_valid_for_editors_too_and_has_no_findings(name: str, tmp_
         ),
         (
             "Government",
+            Request("statistics-office", "approve", "register.income", ("income",), "official statistics"),
+            NOON,
+            False,
+        ),
+        (
+            "Government",
+            Request("head-of-methods", "approve", "register.income", ("income",), "official statistics"),
+            NOON,
+            True,
+        ),
+        (
+            "Government",
             Request("linkage-office", "decrypt", "register.income", ("person_number",), "record linkage"),
             NOON,
             False,

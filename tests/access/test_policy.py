@@ -278,5 +278,5 @@ def test_the_template_denies_everything_and_its_examples_are_valid(tmp_path: Pat
     ]
     file.write_text("\n".join(["version: 1", *examples]))
     loaded = Policy.load(file)
-    assert len(loaded.grants) == 3
+    assert len(loaded.grants) == 4
     assert len(loaded.denials) == 1

@@ -106,13 +106,13 @@ def test_a_release_is_approved_by_another_published_proved_and_verified(
     shown = set(approved.stdout.replace("│", " ").split())
     assert {DATASET, "test", "patient_id", "alice", "tester", "ward:", "2", "visits", "Laplace"} <= shown
     assert "release.json" in approved.stdout.replace("\n", "")
-    outcomes = [(event["phase"], event["details"]["approver"]) for event in events(home, "release.approve")]
+    outcomes = [(event["phase"], event["details"]["approver"]) for event in events(home, "approve")]
     assert outcomes == [
         *(("intent", "alice"), ("failure", "alice")),
         *(("intent", "tester"), ("failure", "tester")),
         *(("intent", "bob"), ("success", "bob")),
     ]
-    last = events(home, "release.approve")[-1]
+    last = events(home, "approve")[-1]
     assert (last["run_key"], last["dataset"], last["actor"]["principal"]) == (RUN, DATASET, "bob")
     assert last["details"]["known_by"] == "identity"
 
@@ -169,12 +169,37 @@ def test_a_release_is_approved_by_another_published_proved_and_verified(
 def test_an_approver_sees_numbers_only_on_request_and_the_audit_knows(home: Settings, drawn: Path) -> None:
     hidden = lepton(home, "release", "approve", RUN, identity="bob", answer="n\n")
     assert '"value"' not in hidden.stdout
-    assert not events(home, "release.show")
+    assert not events(home, "approve")
     shown = lepton(home, "release", "approve", RUN, "--show", identity="bob", answer="n\n")
     document = json.loads(shown.stdout[shown.stdout.index("{") : shown.stdout.rindex("}") + 1])
     values = [str(cell["values"]["visits"]["value"]) for cell in document["groupings"][0]["cells"]]
     assert values == numbers(home)
-    assert [event["details"]["shown_run"] for event in events(home, "release.show")] == [RUN, RUN]
+    seen = [(one["phase"], one["details"]["step"], one["run_key"], one["rules"]) for one in events(home, "approve")]
+    assert seen == [("intent", "show", RUN, ["approvals"]), ("success", "show", RUN, ["approvals"])]
+    assert isinstance(lepton(home, "release", "publish", RUN).exception, ApprovalMissing)
+
+
+@pytest.mark.parametrize("options", [["--yes"], ["--show"]])
+def test_who_has_no_grant_to_approve_neither_sees_the_numbers_nor_lets_them_out(
+    home: Settings, drawn: Path, options: list[str]
+) -> None:
+    """A grant of the release is none of its approval."""
+    allowed = home.policy.read_text()
+    home.policy.write_text(allowed.replace("[tester, alice, bob]", "[alice]").replace("[tester]", "[tester, bob]"))
+    denied = lepton(home, "release", "approve", RUN, *options, identity="bob", answer="y\n")
+    assert isinstance(denied.exception, AccessDenied)
+    assert "bob may not approve for the purpose test: no grant covers column patient_id, ward" in str(denied.exception)
+    assert '"value"' not in denied.output
+    (event,) = events(home, "approve")
+    assert (event["phase"], event["run_key"], event["actor"]["principal"]) == ("denied", RUN, "bob")
+    assert isinstance(lepton(home, "release", "publish", RUN).exception, ApprovalMissing)
+    assert not drawn.exists()
+
+    rule = "role: everyone, actions: [approve], datasets: ['*'], columns: [ward], purposes: ['*']"
+    forbidden = f"denials:\n  - {{id: not-bob, {rule}}}\n"
+    home.policy.write_text(allowed.replace("[tester]", "[tester, bob]") + forbidden)
+    denied = lepton(home, "release", "approve", RUN, *options, identity="bob", answer="y\n")
+    assert "denied by rule not-bob" in str(denied.exception)
 
 
 def test_publishing_is_a_release_to_the_policy(home: Settings, drawn: Path) -> None:

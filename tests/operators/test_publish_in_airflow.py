@@ -142,7 +142,7 @@ def approvals(home: Settings) -> list[tuple[str, str]]:
     return [
         (event["phase"], event["details"]["approver"])
         for event in events
-        if event["action"] == "release.approve" and event["run_key"] == f"{DAG}/release/{RUN}/-1"
+        if event["action"] == "approve" and event["run_key"] == f"{DAG}/release/{RUN}/-1"
     ]
 
 

@@ -33,7 +33,7 @@ from lepton_airflow.errors import (
     ReceiptInvalid,
 )
 from lepton_airflow.jobs import release_aggregates
-from lepton_airflow.jobs.publish_release import approve_release, publish_release
+from lepton_airflow.jobs.publish_release import approve_release, publish_release, show_release
 from lepton_airflow.jobs.runner import Caller, run_job
 from lepton_airflow.privacy.ledger import Ledger
 from lepton_airflow.privacy.receipt import Verified, claims_of, receipt_bytes, verify_receipt
@@ -149,6 +149,7 @@ def test_a_receipt_says_what_the_release_cost_and_who_let_it_out(
     roles = [leaf["role"] for leaf in receipt["evidence"]["leaves"]]
     if make is approved:
         assert (claims["approval"]["approver"], claims["approval"]["known_by"]) == ("bob", "airflow")
+        assert claims["approval"]["policy"]["rules"] == ["approvals"]
         assert roles == ["draw", "approval", "publication"]
     else:
         assert claims["approval"] is None
@@ -166,6 +167,8 @@ def test_a_receipt_needs_a_publication_and_a_seal(home: Settings, engine: sql.En
     seal(engine, signer=signer, exports=[])
     with pytest.raises(BudgetError, match="drawn, not published"):
         issue_receipt(engine, run_key, verifier=signer.verifier)
+    # Who looks at the numbers first has not approved them yet.
+    show_release(run_key, settings=home)
     approve_release(run_key, settings=home, approver="bob", known_by="identity")
     publish_release(run_key, settings=home)
     with pytest.raises(EventNotSealed, match="lepton audit seal"):
@@ -190,6 +193,10 @@ def test_who_asked_for_a_release_or_ran_it_does_not_approve_it(
 ) -> None:
     run_key = "dag/release/run/-1"
     file = release(home, approval="required")
+    # The policy would let all of them.
+    home.policy.write_text(
+        home.policy.read_text().replace("[tester, alice, bob]", '[tester, alice, bob, " ALICE", "7"]')
+    )
     if allowed:
         approve_release(run_key, settings=home, known_by="airflow", **names)
         publish_release(run_key, settings=home)
@@ -197,8 +204,9 @@ def test_who_asked_for_a_release_or_ran_it_does_not_approve_it(
         return
     with pytest.raises(AccessDenied):
         approve_release(run_key, settings=home, known_by="airflow", **names)
-    last = [event for event in events_of_run(engine, run_key) if event["action"] == "release.approve"][-1]
+    last = [event for event in events_of_run(engine, run_key) if event["action"] == "approve"][-1]
     assert (last["phase"], last["details"]["error"]) == ("failure", "AccessDenied")
+    assert "who asked for it or ran it" in last["details"]["text"]
     with pytest.raises(ApprovalMissing):
         publish_release(run_key, settings=home)
     assert not file.exists()
@@ -442,7 +450,8 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         "another release",
     ),
     "failed": (lambda lie: lie["leaves"]["draw"].update(phase="failure"), "not that of a successful release"),
-    "another action": (lambda lie: lie["leaves"]["approval"].update(action="release"), "successful release.approve"),
+    "another action": (lambda lie: lie["leaves"]["approval"].update(action="release"), "successful approve"),
+    "looked at, not approved": (details("approval", step="show"), "does not say that the release was approved"),
     "nothing said": (lambda lie: lie["leaves"]["draw"]["details"].clear(), "do not say"),
 }
 
