@@ -101,7 +101,7 @@ def tune(
     plot: Annotated[Path | None, typer.Option(help="Draw it: .svg or .png.")] = None,
     home: HomeOption = None,
 ) -> None:
-    """Try contribution and clipping bounds on a public table: what they cut off beside the noise that they need.
+    """Try contribution and clipping bounds, also of quantiles, on a public table: what they cut off beside the noise they need.
 
     By default the declared bounds are tried times 1/4, 1/2, 1, 2 and 4. No privacy budget is touched, nothing is protected: the
     results are exact. Choosing bounds by looking at the real table would leak from it; hence a public or synthetic one.

@@ -176,8 +176,15 @@ def publish_release(run_key: str, *, settings: Settings, caller: Caller | None =
             needs_approval=release.needs_approval,
             details={"budget": spec.payer, "privacy_unit": spec.privacy_unit, "step": "publish"},
         ) as operation:
+            ledger = Ledger(engine)
             release, file_digest = publish(
-                spec, release, ledger=Ledger(engine), dataset=spec.source.name, file=file, mode=spec.mode
+                spec,
+                release,
+                ledger.result(run_key),
+                ledger=ledger,
+                dataset=spec.source.name,
+                file=file,
+                mode=spec.mode,
             )
             released = Released(
                 release=release, plan=drawn.plan, groups=drawn.groups, replayed=True, digest=file_digest

@@ -4,7 +4,8 @@ Two roads lead to one kernel. On the direct road Spark tasks read row groups of 
 are needed; on the DataFrame road Spark reads, and hands over Arrow batches. Either way a task turns rows into messages of whole
 numbers (:mod:`lepton_airflow.privacy.scatter`), Spark shuffles messages by unit, each partition is bounded by itself
 (:mod:`lepton_airflow.privacy.bounding`), and what a partition gives is summed by group: on the driver, or, where groups are
-chosen privately or are many, after another shuffle by group. Nothing here is private: noise is added to what comes out.
+chosen privately or are many, after another shuffle by group. A small table on the direct road takes all these steps in one task,
+without a shuffle. Nothing here is private: noise is added to what comes out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pyarrow as pa
@@ -45,6 +47,8 @@ _PARTITION_BYTES = 96 << 20
 #: Bytes of a row in messages: its unit, and each group and measure.
 _UNIT_BYTES, _COLUMN_BYTES = 16, 4
 _MOST_PARTITIONS = 1 << 16
+#: Bytes of messages up to which a shuffle costs more than a second core saves.
+_ONE_TASK_BYTES = 16 << 20
 #: How much larger a partition may be than guessed before rows are counted; and guesses, in partitions that work at once, that are
 #: believed at all.
 _SKEW, _MOST_GUESSED = 4, 64
@@ -152,6 +156,8 @@ def aggregate(
         tasks = plan_tasks(source.row_groups, parallelism=parallelism)
         read = spark_session.sparkContext.parallelize(tasks, max(len(tasks), 1))
         reading = _Reading(source, names, schema)
+        if partitions is None and len(tasks) == 1 and run.message_bytes(source.rows) <= _ONE_TASK_BYTES:
+            return run.at_once(read, reading)
         count = partitions or run.partitions(source.rows, parallelism)
         return run.aggregates(run.directly(read, reading, count), count)
     guess = partitions or run.guessed_partitions(source, parallelism)
@@ -190,8 +196,11 @@ class _Run:
 
     def partitions(self, rows: int, parallelism: int) -> int:
         """Over how many partitions the units of a table are spread, at least as many as work at once."""
-        size = _UNIT_BYTES + _COLUMN_BYTES * (len(self.groupings) + len(self.plan.measures))
-        return min(max(math.ceil(rows * size / _PARTITION_BYTES), parallelism), _MOST_PARTITIONS)
+        return min(max(math.ceil(self.message_bytes(rows) / _PARTITION_BYTES), parallelism), _MOST_PARTITIONS)
+
+    def message_bytes(self, rows: int) -> int:
+        """What the messages of a table of so many rows take, about."""
+        return rows * (_UNIT_BYTES + _COLUMN_BYTES * (len(self.groupings) + len(self.plan.measures)))
 
     def guessed_partitions(self, frame: DataFrame, parallelism: int) -> int | None:
         """The same, by Spark's estimate, which saves running the query twice; None if that says little."""
@@ -214,8 +223,24 @@ class _Run:
             collected = ((row["grouping"], row["message"]) for row in totals.collect())
         else:
             collected = iter(totals.values().collect())
-        place = f"{self.dataset}.{self.unit}"
-        return Aggregates(collected, plan=self.plan, groupings=self.groupings, place=place)
+        return self._read(collected)
+
+    def at_once(self, tasks: RDD[Task], reading: _Reading) -> Aggregates:
+        """What the driver reads of a table that one task reads: all in that task, nothing is shuffled."""
+        scatter, work, merge = self._scatter(1), self._work(1), Merge(plan=self.plan, groupings=self.groupings)
+
+        def totals(own: Iterator[Task]) -> Iterator[Total]:
+            messages = [message for task in own for _, message in scatter.messages(reading(task))]
+            found = work.of(messages) if messages else ()
+            for _, grouping, message in sorted(found, key=itemgetter(0)):
+                for part in merge.of(grouping, [message]):
+                    yield grouping, packed(part)
+
+        collected = tasks.mapPartitions(_in_workers(totals, self.dataset))
+        return self._read(iter(collected.collect()))
+
+    def _read(self, totals: Iterator[Total]) -> Aggregates:
+        return Aggregates(totals, plan=self.plan, groupings=self.groupings, place=f"{self.dataset}.{self.unit}")
 
     def directly(self, tasks: RDD[Task], reading: _Reading, partitions: int) -> RDD[tuple[int, Total]]:
         """The direct road: totals by bucket. No row crosses into the JVM, and no query is planned."""

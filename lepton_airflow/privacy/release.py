@@ -90,7 +90,8 @@ def perform(
     drawn = (
         earlier is not None and earlier.state not in (RESERVED, RELEASED) and earlier.spec_digest == order.spec_digest
     )
-    keys = stored_keys(order.design, ledger.result(order.run_key)) if drawn else read_keys()
+    result = ledger.result(order.run_key) if drawn else None
+    keys = read_keys() if result is None else stored_keys(order.design, result)
     plan = order.design.plan_for(keys)
     release = ledger.reserve(
         run_key=order.run_key,
@@ -115,19 +116,31 @@ def perform(
         declared = [grouping.declared is not None for grouping in order.design.sets]
         numbers = draw(plan, aggregation(), keys=keys, declared=declared)
         release = ledger.draw(run_key=order.run_key, spec_digest=order.spec_digest, result=numbers)
-    groups = [len(group_keys) for group_keys in stored_keys(order.design, ledger.result(order.run_key))]
+    # What is published is what is stored: another process of this run may have been the one that drew.
+    if result is None:
+        result = ledger.result(order.run_key)
+    groups = [len(group_keys) for group_keys in stored_keys(order.design, result)]
     digest = None
     if not release.needs_approval or release.approver is not None:
         release, digest = publish(
-            order.design, release, ledger=ledger, dataset=order.dataset, file=order.file, mode=order.mode
+            order.design, release, result, ledger=ledger, dataset=order.dataset, file=order.file, mode=order.mode
         )
     return Released(release=release, plan=plan, groups=groups, replayed=replayed, digest=digest)
 
 
 def publish(
-    design: ReleaseDesign, release: Release, *, ledger: Ledger, dataset: str, file: Path, mode: Mode
+    design: ReleaseDesign,
+    release: Release,
+    result: Mapping[str, Any],
+    *,
+    ledger: Ledger,
+    dataset: str,
+    file: Path,
+    mode: Mode,
 ) -> tuple[Release, str]:
     """Write the release file from the stored numbers, and note that it is there. Reads no data and costs nothing.
+
+    :param result: the numbers that the ledger has stored for the release
 
     :returns: the release, and ``sha256:<hex>`` of its file
     :raises ApprovalMissing: it waits for approval; nothing is written
@@ -139,7 +152,6 @@ def publish(
             place=f"run {release.run_key}",
             remedy="Somebody other than who asked for it approves: `lepton release approve`, or an ApprovalOperator in the DAG.",
         )
-    result = ledger.result(release.run_key)
     plan = design.plan_for(stored_keys(design, result))
     document = build_document(design=design, plan=plan, result=result, release=release, dataset=dataset)
     digest = write_release_file(file, document, mode=mode)

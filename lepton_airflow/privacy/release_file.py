@@ -13,6 +13,9 @@ from typing import Any, Literal
 from lepton_airflow.errors import TargetExists
 
 Mode = Literal["errorifexists", "overwrite"]
+#: Levels of the file that have a line for each item: the document, its groupings, their fields, and the cells.
+_DEPTH = 4
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 def check_release_file(file: Path, *, mode: Mode, run_key: str, spec_digest: str) -> None:
@@ -34,7 +37,7 @@ def write_release_file(file: Path, document: Mapping[str, Any], *, mode: Mode) -
     :returns: ``sha256:<hex>`` of the file
     :raises TargetExists: see :func:`check_release_file`
     """
-    content = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    content = _text(document, depth=_DEPTH).encode() + b"\n"
     file.parent.mkdir(parents=True, exist_ok=True)
     staging = file.with_name(f".{file.name}.{secrets.token_hex(8)}.staging")
     try:
@@ -56,6 +59,22 @@ def write_release_file(file: Path, document: Mapping[str, Any], *, mode: Mode) -
     finally:
         os.close(descriptor)
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def _text(value: Any, *, depth: int, indent: str = "") -> str:
+    """JSON with a line for each item of the outermost ``depth`` levels. What is deeper C writes, ten times as fast."""
+    if depth == 0 or not isinstance(value, dict | list | tuple) or not value:
+        return _ENCODER.encode(value)
+    inner = f"{indent} "
+    if isinstance(value, dict):
+        items = [
+            f"{inner}{_ENCODER.encode(name)}: {_text(item, depth=depth - 1, indent=inner)}"
+            for name, item in value.items()
+        ]
+    else:
+        items = [f"{inner}{_text(item, depth=depth - 1, indent=inner)}" for item in value]
+    first, last = "{}" if isinstance(value, dict) else "[]"
+    return ",\n".join([f"{first}\n{items[0]}", *items[1:]]) + f"\n{indent}{last}"
 
 
 def _release_of(file: Path) -> tuple[str, str] | None:

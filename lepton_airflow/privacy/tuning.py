@@ -27,7 +27,7 @@ from lepton_airflow.privacy.accuracy import natural_size
 from lepton_airflow.privacy.bounds import MAX_ROWS_PER_UNIT_AND_GROUP
 from lepton_airflow.privacy.design import Key, ReleaseDesign, key_of, key_text
 from lepton_airflow.privacy.estimates import estimates_of
-from lepton_airflow.privacy.metrics import BINNING, MEASURING, Metric
+from lepton_airflow.privacy.metrics import MEASURING, Metric
 from lepton_airflow.privacy.plan import ROWS, PlannedGrouping, ReleasePlan
 from lepton_airflow.privacy.truth import Truth, check_presence, exact_numbers
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 #: What declared bounds are multiplied by, if nothing else is asked for.
 FACTORS = (Decimal("0.25"), Decimal("0.5"), Decimal(1), Decimal(2), Decimal(4))
+#: Metrics whose bounds are tried. The edges of a histogram are part of what it asks.
+_CLIPPED = MEASURING - {"histogram"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +95,8 @@ def tune(
     :param groups: values of L0, instead of the declared one times :data:`FACTORS`; where groupings have their own, those change
         in proportion
     :param rows: values of Linf, likewise
-    :param clips: factors of the clipping bounds, likewise. Of bounds of one sign only that farther from zero is changed; edges of
-        bins and quantiles stay as they are
+    :param clips: factors of the clipping bounds, likewise. Of bounds of one sign only that farther from zero is changed.
+        Quantiles keep their number of bins, so wider bounds make them coarser; histograms keep their edges
     :returns: in the order tried
     :raises SpecError: a clipping factor leaves no range
     :raises MissingColumn: the table lacks a column of the design
@@ -271,7 +273,7 @@ def _exact(truth: Truth | None, metric: Metric) -> Sequence[float]:
 
 def _possible_clips(design: ReleaseDesign) -> tuple[Decimal, ...]:
     """The factors that leave every metric a range; only 1 if no metric clips."""
-    if not any(metric.type in MEASURING - BINNING for metric in design.metrics):
+    if not any(metric.type in _CLIPPED for metric in design.metrics):
         return (Decimal(1),)
     possible = []
     for factor in FACTORS:
@@ -288,7 +290,7 @@ def _clipped(design: ReleaseDesign, factor: Decimal) -> ReleaseDesign:
 
 
 def _clip(metric: Metric, factor: Decimal) -> Metric:
-    if metric.type not in MEASURING - BINNING or factor == 1:
+    if metric.type not in _CLIPPED or factor == 1:
         return metric
     lower, upper = metric.bounds()
     changed = {

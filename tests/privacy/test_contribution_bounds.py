@@ -152,6 +152,25 @@ def test_both_roads_agree_whatever_the_order_and_the_partitions(spark: SparkSess
         assert totals_of(spark, table_at(spark, tmp_path / "table"), plan, partitions=partitions) == expected
 
 
+def test_a_small_table_is_bounded_in_one_task_and_gives_the_same(spark: SparkSession, tmp_path: Path) -> None:
+    rows, plan = random_rows(9), plan_of()
+    frame_of(spark, rows, partitions=1).write.parquet(str(tmp_path / "table"))
+    table, tracker = table_at(spark, tmp_path / "table"), spark.sparkContext.statusTracker()
+
+    def stages(group: str, **options: Any) -> tuple[Totals, list[int]]:
+        """The totals, and how many tasks each stage had."""
+        spark.sparkContext.setJobGroup(group, group)
+        found = totals_of(spark, table, plan, **options)
+        jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(group)]
+        known = {stage: tracker.getStageInfo(stage) for job in jobs if job for stage in job.stageIds}
+        spark.sparkContext.setJobGroup("", "")
+        return found, [stage.numTasks for stage in known.values() if stage]
+
+    shuffled, several = stages("shuffled", partitions=2)
+    assert len(several) > 1
+    assert stages("at once") == (shuffled, [1])
+
+
 def test_adaptive_execution_changes_nothing(spark: SparkSession, tmp_path: Path) -> None:
     rows, plan = random_rows(6), plan_of()
     frame_of(spark, rows).write.parquet(str(tmp_path / "table"))

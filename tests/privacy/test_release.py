@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from lepton_airflow.privacy.plan import ReleasePlan
 from lepton_airflow.privacy.records import DRAWN, RELEASED, RESERVED
 from lepton_airflow.privacy.release import Aggregation, GroupKeys, Released, ReleaseOrder, publish
 from lepton_airflow.privacy.release import perform as perform_release
+from lepton_airflow.privacy.release_file import write_release_file
 from lepton_airflow.settings import Settings
 
 DATASET, UNIT = "clinic.visits", "patient_id"
@@ -196,10 +198,12 @@ def test_what_waits_for_approval_is_drawn_and_not_published(funded: Ledger, tmp_
     assert (waiting.release.state, waiting.digest, file.exists()) == (DRAWN, None, False)
     numbers = funded.result("run")
     with pytest.raises(ApprovalMissing):
-        publish(order.design, waiting.release, ledger=funded, dataset=DATASET, file=file, mode="errorifexists")
+        publish(order.design, waiting.release, numbers, ledger=funded, dataset=DATASET, file=file, mode="errorifexists")
     assert perform(order, ledger=funded, open_source=untouchable).digest is None
     approved = funded.approve(run_key="run", approver="grace")
-    _, digest = publish(order.design, approved, ledger=funded, dataset=DATASET, file=file, mode="errorifexists")
+    _, digest = publish(
+        order.design, approved, numbers, ledger=funded, dataset=DATASET, file=file, mode="errorifexists"
+    )
     assert funded.result("run") == numbers
     assert perform(order, ledger=funded, open_source=untouchable).digest == digest
     assert spent(funded) == Fraction(1, 100)
@@ -314,3 +318,22 @@ def test_after_a_kill_at_any_step_the_rerun_spends_once_and_answers_once(
     assert content is None or file.read_bytes() == content
     assert spent(funded) == Fraction(1, 100)
     assert len(funded.mechanisms(dataset=DATASET, unit=UNIT)) == 2
+
+
+def test_a_release_file_has_a_line_for_each_cell_and_reads_back(tmp_path: Path) -> None:
+    cells = [{"group": {"ward": name}, "values": {"rows": {"value": 1, "interval": [-2.5, 4]}}} for name in ("ü", "\n")]
+    document = {
+        "run_key": "r",
+        "spec_digest": "s",
+        "none": {},
+        "groupings": [{"name": "ward", "cells": cells, "no": []}],
+    }
+    write_release_file(tmp_path / "release.json", document, mode="errorifexists")
+    text = (tmp_path / "release.json").read_text(encoding="utf-8")
+    assert json.loads(text) == document
+    lines = [line.strip().rstrip(",") for line in text.splitlines()]
+    assert [json.loads(line) for line in lines if line.startswith('{"group"')] == cells
+    assert '"ü"' in text
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_release_file(tmp_path / "other.json", {**document, "groupings": [math.nan]}, mode="errorifexists")
+    assert [file.name for file in tmp_path.iterdir()] == ["release.json"]

@@ -80,6 +80,23 @@ def test_bias_is_what_the_bounds_cut_off(table: DataFrame) -> None:
     assert tight.metrics["total"].lost == pytest.approx((16_000 - 4000) / 16_500, abs=1e-4)
 
 
+def test_bounds_of_quantiles_are_tried_and_wider_ones_make_them_coarser(table: DataFrame) -> None:
+    quantiles = {"type": "quantiles", "quantiles": ["0.5", "0.9"], "bins": 16, **BOUNDS}
+    design = design_of([{"name": "typical", **quantiles}], groups=["a"], epsilon=1000)
+    assert [one.clip for one in tune(design, table, groups=[2], rows=[4])] == list(FACTORS)
+    narrow, declared, wide = tune(
+        design, table, groups=[2], rows=[4], clips=[Decimal("0.5"), Decimal(1), Decimal("2.5")]
+    )
+    # In shop a a quarter each is 10, 20, 30 and 100: the median is 25, nine tenths are up to 100. In proportion to half of 40.
+    # Clipped to 20, what is half lies between 10 and 20, and nine tenths are at most 20; to 40, at most 40; each within a bin.
+    for outcome, below, within in ((narrow, 5 + 80, 10 + 80), (declared, 60 - 4, 60 + 4), (wide, 0, 20)):
+        assert below / 2 / 20 <= outcome.metrics["typical"].bias <= within / 2 / 20
+    bin_width = {one.clip: float(40 * one.clip) / 16 for one in (narrow, declared, wide)}
+    for one in (narrow, declared, wide):
+        assert one.metrics["typical"].noise >= bin_width[one.clip] / 2 / 20
+    assert wide.metrics["typical"].noise > declared.metrics["typical"].noise > narrow.metrics["typical"].noise
+
+
 def test_fewer_groups_for_each_unit_lose_the_rest(table: DataFrame) -> None:
     (one,) = tune(design_of(METRICS[:2]), table, groups=[1], rows=[4], clips=[])
     # Everybody is in two shops and counts in one of them.
