@@ -89,11 +89,7 @@ def table_space(train: Examples, *, names: Sequence[str], threat_model: ThreatMo
     :raises InvalidData: a feature does not vary over the training split, or an example breaks a constraint
     :raises SpecError: units that are not for tables, names that are no features, or a feature without a scale
     """
-    constraints = threat_model.constraints
-    if threat_model.units == "pixel range":
-        raise SpecError("A table has no pixels.", place="threat_model.units", remedy="Use standard deviations.")
-    for name in sorted({*threat_model.scales, *constraints.names} - set(names)):
-        raise SpecError("It is no feature of the model.", place=f"threat_model, {name}", remedy="Check its name.")
+    _require_table(threat_model, names)
     values = train.features.astype(np.float64)
     mean, deviation = values.mean(axis=0), values.std(axis=0)
     for name, centre, spread in zip(names, mean, deviation, strict=True):
@@ -106,6 +102,38 @@ def table_space(train: Examples, *, names: Sequence[str], threat_model: ThreatMo
     space = constrained(mean, deviation, names=names, threat_model=threat_model)
     require_inside(train, space, place=place)
     return space
+
+
+def declared_space(*, names: Sequence[str], threat_model: ThreatModel) -> InputSpace:
+    """The space of a table for private training: nothing of it comes from data.
+
+    Features are centred between their declared bounds and scaled so that bounds lie two units from the centre.
+
+    :param names: of the features, in their order
+    :raises SpecError: a feature without bounds or scale, names that are no features, or units that data would have to give
+    """
+    _require_table(threat_model, names)
+    if threat_model.units != "feature scales":
+        raise SpecError(
+            "Standard deviations are read from the data, which private training must not be told.",
+            place="threat_model.units",
+            remedy="Use feature scales.",
+        )
+    bounds = threat_model.constraints.bounds
+    for name in names:
+        if name not in bounds:
+            raise SpecError(
+                "Private training clips every feature to declared bounds, and it has none.",
+                place=f"threat_model.constraints.bounds, {name}",
+                remedy="Declare bounds from what is known without the data.",
+            )
+    low, high = (np.array([bounds[name][side] for name in names]) for side in (0, 1))
+    return constrained((low + high) / 2, (high - low) / 4, names=names, threat_model=threat_model)
+
+
+def clipped(examples: Examples, space: InputSpace) -> Examples:
+    """The examples with every feature moved to the nearest value within its bounds."""
+    return replace(examples, features=np.clip(examples.features, space.low, space.high))
 
 
 def constrained(
@@ -200,6 +228,13 @@ def require_inside(examples: Examples, space: InputSpace, *, place: str) -> None
                 place=f"{place}.{space.names[group[0]]}",
                 remedy="Clean the columns, or correct the constraint.",
             )
+
+
+def _require_table(threat_model: ThreatModel, names: Sequence[str]) -> None:
+    if threat_model.units == "pixel range":
+        raise SpecError("A table has no pixels.", place="threat_model.units", remedy="Use standard deviations.")
+    for name in sorted({*threat_model.scales, *threat_model.constraints.names} - set(names)):
+        raise SpecError("It is no feature of the model.", place=f"threat_model, {name}", remedy="Check its name.")
 
 
 def _mask(names: Sequence[str], chosen: Sequence[str]) -> Mask:

@@ -202,3 +202,25 @@ class RetrainingPlan(PlanModel):
         if self.training.shift and self.image is None:
             raise ValueError("training.shift is for images")
         return self
+
+    @model_validator(mode="after")
+    def _private_training_is_told_nothing_else(self) -> RetrainingPlan:
+        """Whatever else would be learned from the training units is not covered by the noise."""
+        if self.training.differential_privacy is None:
+            return self
+        training, hardening = self.training, self.hardening
+        refused = {
+            "training.warm_start": training.warm_start,
+            "training.validation_fraction": training.validation_fraction > 0,
+            "training.workers above 1": training.workers > 1,
+            "training.averaging": training.averaging > 0,
+            "training.shift": training.shift > 0,
+            "training.method generator": training.method == "generator",
+            "hardening.ensemble": hardening.ensemble > 1,
+            "hardening.pruning": hardening.pruning > 0,
+            "hardening.int8": hardening.int8,
+            "standard deviations": self.image is None and self.threat_model.units == "standard deviations",
+        }
+        if unusable := [name for name, given in refused.items() if given]:
+            raise ValueError(f"differential_privacy does not go with {', '.join(unusable)}")
+        return self

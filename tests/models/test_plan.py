@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from lepton_airflow.models.plan import EvaluationPlan, GatePlan, TrainingPlan
+from lepton_airflow.models.plan import DifferentialPrivacyPlan, EvaluationPlan, GatePlan, RetrainingPlan, TrainingPlan
 from lepton_airflow.models.threat_model import ThreatModel
 
 
@@ -65,3 +65,39 @@ def test_a_spec_is_validated_without_any_engine() -> None:
     program = "import sys, lepton_airflow.jobs.retrain_model; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"tensorflow", "keras", "numpy", "pyarrow", "pyspark"} & set(modules)
+
+
+PRIVATE: dict[str, Any] = {"epsilon": "1", "delta": "1e-6", "sampling_rate": 0.1, "steps": 10}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"training": {"warm_start": True}},
+        {"training": {"validation_fraction": 0.1}},
+        {"training": {"workers": 2}},
+        {"training": {"method": "generator"}},
+        {"training": {"averaging": 0.9}},
+        {"hardening": {"ensemble": 2}},
+        {"hardening": {"int8": True}},
+        {"threat_model": {"norm": "linf", "epsilon": 1, "units": "standard deviations"}},
+    ],
+)
+def test_private_training_goes_with_nothing_that_reads_the_units_otherwise(changed: dict[str, Any]) -> None:
+    plan: dict[str, Any] = {
+        "threat_model": {"norm": "linf", "epsilon": 1, "units": "feature scales", "scales": {"age": 10}},
+        "training": {"differential_privacy": PRIVATE},
+        "hardening": {},
+        "evaluation": {},
+        "gate": {"minimum_clean_accuracy": 0.5, "minimum_robust_accuracy": 0.5},
+    }
+    RetrainingPlan.model_validate(plan)
+    for part, fields in changed.items():
+        plan[part] = fields if part == "threat_model" else {**plan[part], **fields}
+    with pytest.raises(ValidationError, match="differential_privacy does not go with"):
+        RetrainingPlan.model_validate(plan)
+
+
+def test_baselines_are_paid_for() -> None:
+    with pytest.raises(ValidationError, match="go together"):
+        DifferentialPrivacyPlan.model_validate({**PRIVATE, "baselines": ["linear_regression"]})
