@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +13,6 @@ from lepton_airflow.models.attacks.losses import LossName
 from lepton_airflow.models.attacks.outcome import Attack
 from lepton_airflow.models.attacks.pgd import RELATIVE_STEP, ProjectedGradientDescent
 from lepton_airflow.models.attacks.square import FIRST_SHARE, Square
-from lepton_airflow.models.attacks.substitute import Substitute
 from lepton_airflow.models.attacks.transfer import Transfer
 from lepton_airflow.models.examples import Examples, Features
 from lepton_airflow.models.input_space import InputSpace, Mask
@@ -23,7 +21,7 @@ from lepton_airflow.models.plan import EvaluationPlan
 from lepton_airflow.models.prediction import Predict, correct, margins, prediction_of
 from lepton_airflow.models.seeds import derived_seed
 
-StageName = Literal["clean", "pgd", "apgd-ce", "apgd-dlr", "apgd-dlr-targeted", "square", "transfer", "substitute"]
+StageName = Literal["clean", "pgd", "apgd-ce", "apgd-dlr", "apgd-dlr-targeted", "square", "transfer"]
 StageKind = Literal["none", "white-box", "black-box", "transfer"]
 
 #: Examples attacked at a time, by default.
@@ -155,7 +153,6 @@ class AttackSuite(Cascade):
         predict: Predict,
         *,
         parents: Mapping[str, Any],
-        known: Features,
         space: InputSpace,
         plan: EvaluationPlan,
         seed: int,
@@ -164,13 +161,13 @@ class AttackSuite(Cascade):
         """The attacks on a model that only predicts, as an int8 model does.
 
         :param predict: how it predicts
-        :param parents: Keras models that it was made from or resembles, by what to call them: what misleads them is tried
-        :param known: [m, d], what a substitute learns the model's answers from, such as the training split
+        :param parents: Keras models that it was made from or that imitate it, by what to call them; what misleads them is
+            tried on it. See :func:`~lepton_airflow.models.surrogate.surrogate_of`
         """
         perturbation = Perturbation(space)
         tools = _Tools(perturbation=perturbation, predict=predict, plan=plan, seed=seed, batch_size=batch_size)
         attacks = [tools.transfer(parent, source=name) for name, parent in parents.items()]
-        return Cascade([*attacks, tools.square(), tools.substitute(known)], perturbation=perturbation, predict=predict)
+        return Cascade([*attacks, tools.square()], perturbation=perturbation, predict=predict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,27 +247,11 @@ class _Tools:
         )
 
     def transfer(self, model: Any, *, source: str) -> PlannedAttack:
+        on_other = self.white_box(model, use=f"{source}/")
+        attacks = [planned.attack for planned in on_other if planned.name in _TRANSFERRED]
         return PlannedAttack(
             name="transfer",
             kind="transfer",
-            attack=Transfer(self._for_transfer(model, use=source), predict=self.predict),
+            attack=Transfer(attacks, predict=self.predict),
             parameters={"from": source, "attacks": list(_TRANSFERRED)},
         )
-
-    def substitute(self, known: Features) -> PlannedAttack:
-        return PlannedAttack(
-            name="substitute",
-            kind="transfer",
-            attack=Substitute(
-                self.predict,
-                known=known,
-                perturbation=self.perturbation,
-                attacks_on=partial(self._for_transfer, use="substitute"),
-                seed=derived_seed(self.seed, "substitute"),
-            ),
-            parameters={"questions": 2 * len(known), "attacks": list(_TRANSFERRED)},
-        )
-
-    def _for_transfer(self, model: Any, *, use: str) -> list[Attack]:
-        attacks = self.white_box(model, use=f"{use}/")
-        return [planned.attack for planned in attacks if planned.name in _TRANSFERRED]
