@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from lepton_airflow.models.batches import padded_batches
 from lepton_airflow.models.checkpoints import Arrays, Checkpoint, Checkpoints
+from lepton_airflow.models.compilation import faster
 from lepton_airflow.models.examples import Examples
 from lepton_airflow.models.objectives import Objective
 from lepton_airflow.models.plan import TrainingPlan
@@ -45,20 +46,29 @@ class TrainingRecord:
 
     :param kept_epoch: the one whose weights the model has
     :param standing: of that epoch, if epochs were measured
+    :param xla: whether XLA compiled its steps
     :param resumed_after: the epoch after which a killed try's training was taken up; 0 when there was none
     """
 
     kept_epoch: int
     standing: Standing | None
+    xla: bool = False
     resumed_after: int = 0
 
 
 def compile_step(
-    model: Any, optimizer: Any, *, objective: Objective, batch_size: int, ranks: Ranks | None = None
+    model: Any,
+    optimizer: Any,
+    *,
+    objective: Objective,
+    batch_size: int,
+    ranks: Ranks | None = None,
+    xla: bool = False,
 ) -> Any:
     """One training step as one ``tf.function``, inner attack included.
 
     :param ranks: who else takes the same step with other examples; the batch is then that of all ranks together
+    :param xla: whether XLA compiles it
     :returns: a function of features [b, d], labels [b] and weights [b] that updates ``model`` and returns the weighted
         sums of the loss and of the correct answers
     """
@@ -89,6 +99,7 @@ def compile_step(
         ),
         # No Python control flow in it depends on a tensor.
         autograph=False,
+        jit_compile=xla,
     )
 
 
@@ -128,13 +139,30 @@ def train(
     batches = -(-count // (plan.batch_size * (1 if ranks is None else ranks.count)))
     optimizer = optimizer_for(plan, steps=batches * plan.epochs)
     optimizer.build(model.trainable_variables)
-    step = compile_step(model, optimizer, objective=objective, batch_size=plan.batch_size, ranks=ranks)
     measure = None if validation is None else validation.measure_of(model)
-    progress = _Progress({"model": model.variables, "optimizer": optimizer.variables, "objective": objective.state})
+    state = {"model": model.variables, "optimizer": optimizer.variables, "objective": objective.state}
+    progress = _Progress(state)
     binding = f"{examples.digest()} {seed}" if checkpoints else ""
     if checkpoints and (found := checkpoints.load(name, binding=binding)):
         progress.restore(found)
     resumed_after = progress.epoch
+
+    def build(xla: bool) -> Any:
+        return compile_step(model, optimizer, objective=objective, batch_size=plan.batch_size, ranks=ranks, xla=xla)
+
+    if ranks is not None:
+        # All ranks must take the same step; each would choose for itself.
+        progress.xla = False
+    if progress.xla is None:
+        first = next(padded_batches(examples.features, examples.labels, size=plan.batch_size))
+        step, progress.xla = faster(
+            build,
+            arguments=(first.features, first.labels, first.weights),
+            calls=batches * plan.epochs,
+            state=[variable for variables in state.values() for variable in variables],
+        )
+    else:
+        step = build(progress.xla)
     for epoch in range(resumed_after + 1, plan.epochs + 1):
         # An order of its own for each epoch: nothing of the shuffling needs to be carried from one to the next.
         order = np.random.default_rng((seed, epoch)).permutation(len(examples))
@@ -161,7 +189,12 @@ def train(
             )
         )
     model.set_weights(progress.kept)
-    return TrainingRecord(kept_epoch=progress.kept_epoch, standing=progress.kept_standing, resumed_after=resumed_after)
+    return TrainingRecord(
+        kept_epoch=progress.kept_epoch,
+        standing=progress.kept_standing,
+        xla=bool(progress.xla),
+        resumed_after=resumed_after,
+    )
 
 
 class _Progress:
@@ -177,6 +210,9 @@ class _Progress:
             for position, variable in enumerate(all_of)
         }
         self.epoch = 0
+        #: Decided once: the two ways round differently and draw other random numbers, and a resumed training must go on as it
+        #: began.
+        self.xla: bool | None = None
         self.kept: list[Any] = []
         self.kept_epoch = 0
         self.kept_standing: Standing | None = None
@@ -195,6 +231,7 @@ class _Progress:
         standing = self.kept_standing
         facts = {
             "epoch": self.epoch,
+            "xla": self.xla,
             "kept_epoch": self.kept_epoch,
             "kept_standing": None if standing is None else {"robust": standing.robust, "clean": standing.clean},
         }
@@ -206,6 +243,7 @@ class _Progress:
         count = sum(key.startswith("kept/") for key in checkpoint.arrays)
         self.kept = [checkpoint.arrays[f"kept/{position}"] for position in range(count)]
         self.epoch, self.kept_epoch = checkpoint.facts["epoch"], checkpoint.facts["kept_epoch"]
+        self.xla = checkpoint.facts["xla"]
         standing = checkpoint.facts["kept_standing"]
         self.kept_standing = None if standing is None else Standing(**standing)
 
