@@ -67,6 +67,7 @@ class Job:
     :param guard: every read or write of protected data goes through it
     :param engine: the audit database, which also holds the budget ledger
     :param principal: the identity under which it runs
+    :param log: the run's audit log, for changes that are events of their own, such as a model's registration
     :param requested_by: the user who triggered it, if the caller says so
     :param observation: filled with what only the running job knows of its lineage
     """
@@ -81,6 +82,7 @@ class Job:
         run_key: str,
         spec_digest: str,
         principal: str,
+        log: AuditLog,
         requested_by: str | None = None,
         observation: Observation | None = None,
     ) -> None:
@@ -91,6 +93,7 @@ class Job:
         self.run_key = run_key
         self.spec_digest = spec_digest
         self.principal = principal
+        self.log = log
         self.requested_by = requested_by
         self.observation = observation or Observation()
 
@@ -282,6 +285,7 @@ def _run_job(
                 run_key=run_key,
                 spec_digest=spec_digest,
                 principal=principal,
+                log=audit,
                 requested_by=caller.on_behalf_of if caller else None,
                 observation=observation,
             )

@@ -14,6 +14,7 @@ from lepton_airflow.audit.log import AuditLog
 from lepton_airflow.errors import ModelTampered, RegistryError
 from lepton_airflow.models.artefact import CARD_FILE, ModelFolder, file_digest
 from lepton_airflow.models.registry import Entry, ModelRegistry
+from lepton_airflow.models.tracking import measurements
 
 
 def model_name(folder: ModelFolder, card: Mapping[str, Any]) -> str:
@@ -21,15 +22,12 @@ def model_name(folder: ModelFolder, card: Mapping[str, Any]) -> str:
     return str(card.get("name") or folder.path.name)
 
 
-def register_champion(
-    registry: ModelRegistry, folder: ModelFolder, *, metrics: Mapping[str, Any], log: AuditLog
-) -> Entry:
+def register_champion(registry: ModelRegistry, folder: ModelFolder, *, log: AuditLog) -> Entry:
     """Register the model that was just published, and promote it. Doing it again changes nothing.
 
     To be called after :meth:`~lepton_airflow.models.artefact.ModelFolder.publish`, and also when a rerun finds that an earlier
     try had published.
 
-    :param metrics: what the gate measured, by name: clean and robust accuracy, epsilon, numbers of examples
     :raises ModelTampered: see :meth:`~lepton_airflow.models.artefact.ModelFolder.champion`
     """
     card = _card(folder)
@@ -41,7 +39,7 @@ def register_champion(
         card_sha256=file_digest(folder.path / CARD_FILE),
         dataset=card["data"]["dataset"],
         dataset_digest=card["data"]["digest"],
-        metrics=metrics,
+        metrics=measurements(card),
         reason="passed the gate",
         log=log,
     )
@@ -53,7 +51,6 @@ def register_rejected(
     *,
     model: str,
     card: Mapping[str, Any],
-    metrics: Mapping[str, Any],
     reason: str,
     log: AuditLog,
 ) -> Entry:
@@ -70,7 +67,7 @@ def register_rejected(
         card_sha256=digest(dict(card)),
         dataset=card["data"]["dataset"],
         dataset_digest=card["data"]["digest"],
-        metrics=metrics,
+        metrics=measurements(card),
         reason=reason,
         log=log,
     )

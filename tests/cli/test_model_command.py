@@ -55,7 +55,6 @@ def train(home: Settings, tmp_path: Path) -> Train:
         engine = connect(settings)
         log = AuditLog(engine, actor=Actor(principal="tester", host="here"), run_key=run_key)
         registry = ModelRegistry(engine)
-        metrics = {"clean_accuracy": 0.9712, "robust_accuracy": 0.8, "epsilon": 0.5}
         with folder.staging(run_key) as staging:
             (staging / MODEL_FILE).write_bytes(f"weights of {run_key}".encode())
             card: dict[str, Any] = {
@@ -64,14 +63,16 @@ def train(home: Settings, tmp_path: Path) -> Train:
                 "spec_digest": "sha256:1",
                 "data": {"dataset": "clinic.visits", "digest": "sha256:data"},
                 "model": {"sha256": file_digest(staging / MODEL_FILE)},
+                "evaluation": {
+                    "clean": {"accuracy": 0.9712},
+                    "robust": {"accuracy": 0.8, "epsilon": 0.5, "n": 171},
+                },
             }
             if gate:
                 folder.publish(staging, card, key=signing_key_of(settings))
-                register_champion(registry, folder, metrics=metrics, log=log)
+                register_champion(registry, folder, log=log)
             else:
-                register_rejected(
-                    registry, model="diagnosis", card=card, metrics=metrics, reason="masked gradients", log=log
-                )
+                register_rejected(registry, model="diagnosis", card=card, reason="masked gradients", log=log)
         log.close()
         engine.dispose()
         return folder

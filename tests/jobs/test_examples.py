@@ -83,6 +83,7 @@ def job(home: Settings) -> Iterator[Job]:
             run_key="read",
             spec_digest="sha256:0",
             principal=principal,
+            log=audit,
         )
 
 
