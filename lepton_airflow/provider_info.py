@@ -8,7 +8,7 @@ from lepton_airflow import __version__
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Describe the provider: its operators, its sensor, its hook and the form of its connection type."""
+    """Describe the provider: its operators, its sensors, its hook and the form of its connection type."""
     optional_text = {"type": ["string", "null"]}
     return {
         "package-name": "lepton-airflow",
@@ -30,7 +30,12 @@ def get_provider_info() -> dict[str, Any]:
                 ],
             }
         ],
-        "sensors": [{"integration-name": "Lepton", "python-modules": ["lepton_airflow.sensors.budget"]}],
+        "sensors": [
+            {
+                "integration-name": "Lepton",
+                "python-modules": ["lepton_airflow.sensors.budget", "lepton_airflow.sensors.score"],
+            }
+        ],
         "hooks": [{"integration-name": "Lepton", "python-modules": ["lepton_airflow.hooks.lepton"]}],
         "connection-types": [
             {

@@ -45,6 +45,8 @@ class Settings(BaseModel):
     :param model_signing_key: name of the key in the keyring that signs models; none signs them. With one, a model without its
         signature is refused
     :param model_verifier: the public key with which models must be signed, where the keyring's own file is not the one to trust
+    :param training_network: ``trusted`` says that nobody but Spark's workers can read or reach the network between them: only
+        then does a training by several workers span several hosts, whose gradients TensorFlow sends in the clear
     :param checkpoint_signer: the sealer's private key; only the sealer can read it
     :param checkpoint_verifier: the sealer's public key
     :param checkpoint_exports: places outside the database to which every signed checkpoint is copied: folders, URLs of fsspec
@@ -68,6 +70,7 @@ class Settings(BaseModel):
     policy: Path = Path("policy.yaml")
     policy_engine: Literal["builtin", "cedar"] = "builtin"
     environment: str = ""
+    training_network: Literal["untrusted", "trusted"] = "untrusted"
     model_signing_key: str = ""
     model_verifier: Path | None = None
     checkpoint_signer: Path = Path("sealer/checkpoint.key")

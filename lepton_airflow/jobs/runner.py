@@ -43,6 +43,7 @@ JOBS: Mapping[str, str] = {
     "release_aggregates": "ReleaseAggregatesSpec",
     "retrain_model": "RetrainModelSpec",
     "rotate_keys": "RotateKeysSpec",
+    "score_model": "ScoreModelSpec",
     "verify_audit": "VerifyAuditSpec",
 }
 

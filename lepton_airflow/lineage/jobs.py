@@ -19,6 +19,7 @@ OPERATIONS: Mapping[str, str] = {
     "release_aggregates": "release",
     "retrain_model": "train",
     "rotate_keys": "rotate",
+    "score_model": "evaluate",
     "verify_audit": "verify",
 }
 _DESCRIPTIONS = {
@@ -229,12 +230,19 @@ def _train(run: _Run) -> JobLineage:
     )
 
 
+def _score(run: _Run) -> JobLineage:
+    """The rows and the model are read; what comes of it is a verdict and no dataset. Which columns, the model's card says."""
+    model = Dataset(place=place_of_path(str(run.spec["model"])))
+    return JobLineage(inputs=(_read(run, "source", ()), model))
+
+
 _LINEAGES: Mapping[str, Callable[[_Run], JobLineage]] = {
     "decrypt_columns": _decrypt,
     "encrypt_columns": _encrypt,
     "release_aggregates": _release,
     "retrain_model": _train,
     "rotate_keys": _rotate,
+    "score_model": _score,
 }
 
 

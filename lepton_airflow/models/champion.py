@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lepton_airflow.errors import SpecError, UnreadableSource
-from lepton_airflow.models.artefact import MODEL_FILE, ModelFolder
+from lepton_airflow.models.artefact import ModelFolder
 from lepton_airflow.models.plan import ImageColumn
 from lepton_airflow.models.threat_model import ThreatModel
 
@@ -18,17 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """A published model, whose file is the one that its card describes.
+    """A published model, whose files are those that its card describes."""
 
-    :param path: its folder
-    """
-
-    path: Path
+    folder: ModelFolder
     card: Mapping[str, Any]
 
     @classmethod
     def open(cls, folder: ModelFolder) -> Champion:
-        """Check the model's file against its card.
+        """Check the model's files against its card, and its signature if one is required.
 
         :raises UnreadableSource: there is no model
         :raises ModelTampered: see :meth:`ModelFolder.champion`
@@ -39,7 +35,7 @@ class Champion:
             raise UnreadableSource(
                 "There is no model.", place=str(folder.path), remedy="Train one first, or correct the path."
             )
-        return cls(path=folder.path, card=card)
+        return cls(folder=folder, card=card)
 
     @property
     def digest(self) -> str:
@@ -95,11 +91,9 @@ class Champion:
     def load(self) -> Any:
         """The Keras model. Call it after :func:`lepton_airflow.models.runtime.load_tensorflow`.
 
-        :raises ModelTampered: see :func:`lepton_airflow.models.loading.load_model`
+        :raises ModelTampered: see :meth:`ModelFolder.load`
         """
-        from lepton_airflow.models.loading import load_model
-
-        return load_model(self.path / MODEL_FILE, sha256=self.digest)
+        return self.folder.load()
 
 
 def require_same_inputs(

@@ -14,14 +14,20 @@ from typing import Any
 import pytest
 
 DAGS = Path(__file__).parents[2] / "dags"
-EXAMPLES = ("clinic_privacy_pipeline", "examples_decrypt_columns", "examples_rotate_keys")
+EXAMPLES = (
+    "clinic_privacy_pipeline",
+    "examples_decrypt_columns",
+    "examples_retrain_on_drift",
+    "examples_retrain_on_update",
+    "examples_rotate_keys",
+)
 
 
 def told_at_the_start(module: str) -> dict[str, Any]:
     """The lineage in the START event of each task of a DAG, but for its sender; the clinic's data are in ``/clinic``."""
     from openlineage.client.serde import Serde
 
-    from lepton_airflow.operators.base import LeptonOperator
+    from lepton_airflow.hooks.lineage import LineageMixin
 
     sys.path.insert(0, str(DAGS))
     try:
@@ -30,7 +36,7 @@ def told_at_the_start(module: str) -> dict[str, Any]:
         sys.path.remove(str(DAGS))
     told = {}
     for task in sorted(dag.tasks, key=lambda task: task.task_id):
-        if isinstance(task, LeptonOperator):
+        if isinstance(task, LineageMixin):
             task.render_template_fields({"var": {"value": {"clinic_data": "/clinic"}}})  # type: ignore[typeddict-item]
             lineage = task.get_openlineage_facets_on_start()
             told[f"{module}.{task.task_id}"] = {
