@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lepton_airflow.errors import SpecError, UnreadableSource
-from lepton_airflow.models.artefact import ModelFolder
+from lepton_airflow.models.artefact import MODEL_FILE, ModelFolder
 from lepton_airflow.models.plan import ImageColumn
 from lepton_airflow.models.threat_model import ThreatModel
 
@@ -89,11 +89,14 @@ class Champion:
         return constrained(mean, scale, names=self.features, threat_model=self.threat_model)
 
     def load(self) -> Any:
-        """The Keras model. Call it after :func:`lepton_airflow.models.runtime.load_tensorflow`.
+        """The Keras model, and not one that was published meanwhile. Call it after
+        :func:`lepton_airflow.models.runtime.load_tensorflow`.
 
-        :raises ModelTampered: see :meth:`ModelFolder.load`
+        :raises ModelTampered: see :func:`lepton_airflow.models.loading.load_model`
         """
-        return self.folder.load()
+        from lepton_airflow.models.loading import load_model
+
+        return load_model(self.folder.path / MODEL_FILE, sha256=self.digest)
 
 
 def require_same_inputs(
