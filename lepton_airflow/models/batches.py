@@ -28,24 +28,18 @@ class Batch:
 
 
 def padded_batches(
-    features: Features,
-    labels: Labels,
-    *,
-    size: int,
-    order: npt.NDArray[np.int64] | None = None,
-    count: int | None = None,
+    features: Features, labels: Labels, *, size: int, order: npt.NDArray[np.int64] | None = None
 ) -> Iterator[Batch]:
     """Cut examples into batches of exactly ``size``.
 
     :param features: [n, d]
     :param labels: [n]
     :param order: positions of the examples in the order to use; by default as they come
-    :param count: how many batches, the last of which may be filling only; by default as many as there are examples for
     """
     order = np.arange(len(labels)) if order is None else order
-    for start in range(0, len(order) if count is None else count * size, size):
+    for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        rows = np.resize(chosen if len(chosen) else order[:1], size)
+        rows = np.resize(chosen, size)
         weights = np.zeros(size, np.float32)
         weights[: len(chosen)] = 1
         yield Batch(features=features[rows], labels=labels[rows], weights=weights, count=len(chosen))

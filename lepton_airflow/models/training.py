@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ from lepton_airflow.models.examples import Examples
 from lepton_airflow.models.objectives import Objective
 from lepton_airflow.models.plan import TrainingPlan
 from lepton_airflow.models.ranks import Ranks
+from lepton_airflow.models.stream import stream
 from lepton_airflow.models.validation import Standing, Validation
 
 
@@ -163,14 +165,14 @@ def train(
         )
     else:
         step = build(progress.xla)
-    for epoch in range(resumed_after + 1, plan.epochs + 1):
-        # An order of its own for each epoch: nothing of the shuffling needs to be carried from one to the next.
-        order = np.random.default_rng((seed, epoch)).permutation(len(examples))
+    epochs = range(resumed_after + 1, plan.epochs + 1)
+    # An order of its own for each epoch: nothing of the shuffling needs to be carried from one to the next.
+    orders = (np.random.default_rng((seed, epoch)).permutation(len(examples)) for epoch in epochs)
+    batches_to_come = iter(stream(examples, size=plan.batch_size, count=batches, orders=orders))
+    for epoch in epochs:
         loss = correct = 0.0
-        for batch in padded_batches(
-            examples.features, examples.labels, size=plan.batch_size, order=order, count=batches
-        ):
-            batch_loss, batch_correct = step(batch.features, batch.labels, batch.weights)
+        for features, labels, weights in islice(batches_to_come, batches):
+            batch_loss, batch_correct = step(features, labels, weights)
             loss += float(batch_loss)
             correct += float(batch_correct)
         with _averaged(model, optimizer):

@@ -172,7 +172,7 @@ class Stage:
             stderr=subprocess.STDOUT,
         )
         self.watch.roots.append(process.pid)
-        output, _ = process.communicate(timeout=400)
+        output, _ = process.communicate(timeout=600)
         self.watch.roots.remove(process.pid)
         self.outputs[f"output of {name}"] = output
         assert process.returncode == 0, output.decode(errors="replace")[-4000:]

@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 import sqlite3
+import struct
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
@@ -54,7 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
             {
                 "id": "tests",
                 "role": "everyone",
-                "actions": ["encrypt", "decrypt", "rotate"],
+                "actions": ["encrypt", "decrypt", "rotate", "train", "evaluate"],
                 "datasets": ["*"],
                 "columns": ["*"],
                 "purposes": ["test"],
@@ -74,25 +75,33 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def values(data: Path) -> dict[str, bytes]:
     """The values of a table that is written to ``data``/raw, by name."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    readings = [secrets.randbelow(2**52) / 2**40 for _ in range(ROWS)]
     table = {
         "email": [f"{secrets.token_hex(6)}@planted.example" for _ in range(ROWS)],
         "patient": [f"planted-{secrets.token_hex(8)}" for _ in range(ROWS)],
         "phone": [str(secrets.randbelow(10**16) + 10**16) for _ in range(ROWS)],
         "card": [secrets.randbelow(2**62) + 2**62 for _ in range(ROWS)],
+        "reading": readings,
     }
     (data / "raw").mkdir()
-    pq.write_table(pa.table(table), data / "raw" / "visits.parquet")
+    # What a model can learn.
+    diagnosis = ["ill" if reading > 2**11 else "well" for reading in readings]
+    pq.write_table(pa.table({**table, "diagnosis": diagnosis}), data / "raw" / "visits.parquet")
     found = {}
     # The first, some in between and the last: no batch or partition is without one.
     for row in (*range(0, ROWS, 250), ROWS - 1):
-        email, patient, phone, card = (column[row] for column in table.values())
+        email, patient, phone, card, reading = (column[row] for column in table.values())
         found |= {f"email of row {row}": email.encode(), f"patient of row {row}": patient.encode()}
         found |= {f"phone of row {row}": phone.encode(), f"card of row {row} in digits": str(card).encode()}
         for order in ("big", "little"):
             found[f"card of row {row}, {order}-endian"] = card.to_bytes(8, order)
+            found[f"reading of row {row}, {order}-endian"] = struct.pack({"big": ">d", "little": "<d"}[order], reading)
+        # As a model sees it.
+        found[f"features of row {row}"] = np.array([card, reading], "<f4").tobytes()
     return found
 
 
@@ -112,6 +121,7 @@ def places(
             keyring=[home.keyring],
             protected_tables=[data / name for name in PROTECTED],
             decrypted_tables=[data / name for name in DECRYPTED],
+            models=[data / "models"],
         ),
         "audit": audit,
     }
@@ -140,7 +150,8 @@ def test_no_key_is_left_anywhere_and_no_plaintext_but_in_the_decrypted_tables(
     decrypted = found.pop("decrypted tables")
     assert found == {}
     # There they must be, which also shows that the search reads such files.
-    assert set(decrypted) == {name for name in values if not name.endswith(("in digits", "big-endian"))}
+    elsewhere = ("in digits", "big-endian")
+    assert set(decrypted) == {name for name in values if not name.endswith(elsewhere) and "features" not in name}
 
 
 def test_every_place_was_really_looked_into(stage: Any, places: dict[str, bytes], data: Path) -> None:
@@ -156,6 +167,7 @@ def test_every_place_was_really_looked_into(stage: Any, places: dict[str, bytes]
         "audit": b"lepton_audit_leaf",
         "keyring": b"clinic",
         "protected tables": b"AES256_GCM",
+        "models": b"lepton.model-card/",
     }.items():
         assert text in places[place], place
     for job in (b"encrypt_columns.py", b"decrypt_columns.py", b"rotate_keys.py", b"pyspark.daemon"):
@@ -163,6 +175,8 @@ def test_every_place_was_really_looked_into(stage: Any, places: dict[str, bytes]
     for action, road in product((b"encrypt", b"decrypt", b"rotate"), (b"direct", b"dataframe")):
         done = re.findall(rb'\{"action":"%s".*"phase":"success".*' % action, places["audit"])
         assert any(b'"road":"%s"' % road in event for event in done), (action, road)
+    for action in (b"train", b"evaluate"):
+        assert re.search(rb'\{"action":"%s".*"phase":"success"' % action, places["audit"]), action
     for table in (*PROTECTED, *DECRYPTED):
         assert list((data / table).glob("*.parquet")), table
     shuffled = [path for path in stage.watch.stash.iterdir() if "shuffle_" in path.name and path.stat().st_size]

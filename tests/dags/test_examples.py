@@ -140,3 +140,24 @@ def test_to_rotate_is_not_to_read_and_science_never_learns_names(clinic: SimpleN
             assert not granted.decide(Request(name, "decrypt", "clinic.visits", (column,), "anything")).allow
     assert not granted.decide(Request("etl", "decrypt", "clinic.visits", ("phone",), "anything")).allow
     assert granted.decide(Request("trainer", "decrypt", "clinic.visits", ("mean_radius",), "anything")).allow
+
+
+def test_only_the_trainer_retrains_on_an_update_and_looks_for_a_drift(spark: Any, protected: SimpleNamespace) -> None:
+    quick = {
+        "training": {"epochs": 20, "hidden": [32]},
+        "evaluation": {"epsilons": [], "steps": 5, "restarts": 1},
+        "gate": {"minimum_clean_accuracy": 0.5, "minimum_robust_accuracy": 0.0},
+    }
+    job, spec = job_of("examples_retrain_on_update", "retrain", protected.data)
+    drift_job, drift = job_of("examples_retrain_on_drift", "worse", protected.data)
+    drift |= {"newer_than": {"column": "visit_date", "value": "2025-06-30"}}
+    trained = run_job(job, spec | quick, settings=protected.settings["trainer"], run_key="update")
+    scored = run_job(drift_job, drift, settings=protected.settings["trainer"], run_key="drift")
+    assert scored["sha256"] == trained["sha256"]
+    assert 100 < scored["units"] < 569, "visits of the second half of the year"
+    assert scored["robust_accuracy"] <= scored["clean_accuracy"]
+    for name in protected.identities:
+        if name != "trainer":
+            for denied, fields in ((job, spec), (drift_job, drift)):
+                with pytest.raises(AccessDenied, match=f"{name} may not"):
+                    run_job(denied, fields, settings=protected.settings[name], run_key=f"{denied} {name}")

@@ -60,7 +60,7 @@ def sensor(**changes: Any) -> Any:
 
 def test_it_waits_for_the_next_period(connection: str, home: Settings, ledger: Ledger) -> None:
     ledger.create(dataset=DATASET, unit=UNIT, epsilon=Decimal(1), owner="tester", period="month")
-    spend(Ledger(ledger._reading_engine, clock=lambda: LAST_MONTH), "last month")
+    spend(Ledger(ledger._engine, clock=lambda: LAST_MONTH), "last month")
     assert sensor().poke({})
     spend(ledger, "this month")
     assert not sensor().poke({})

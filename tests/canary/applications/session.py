@@ -1,7 +1,7 @@
 """One Spark session that sees it all. Arguments: home, folder of the data.
 
-It runs each job on the road that the DAG does not take, and then decrypts, shuffles and sorts by decrypted values, protects
-again, rotates and explains itself: what Spark may spill or show.
+It runs each job on the road that the DAG does not take, trains and scores a model, and then decrypts, shuffles and sorts by
+decrypted values, protects again, rotates and explains itself: what Spark may spill or show.
 """
 
 import sys
@@ -17,7 +17,13 @@ from lepton_airflow.settings import load_settings
 home, data = sys.argv[1:3]
 settings = load_settings(home)
 protected = {"name": "clinic.visits", "path": f"{data}/protected"}
-ciphers = {"email": "AES256_GCM", "card": "AES256_GCM", "patient": "AES256_SIV", "phone": "FF1"}
+ciphers = {
+    "email": "AES256_GCM",
+    "card": "AES256_GCM",
+    "reading": "AES256_GCM",
+    "patient": "AES256_SIV",
+    "phone": "FF1",
+}
 
 
 def run(job: str, source: dict, target: dict, **fields: object) -> None:
@@ -37,6 +43,25 @@ run("rotate_keys", protected, {"name": "clinic.visits", "path": f"{data}/rotated
 # Uncompressed, as the search reads it.
 letters = {"name": "clinic.letters", "path": f"{data}/decrypted directly", "options": {"compression": "none"}}
 run("decrypt_columns", protected, letters, columns=["*"], road="direct")
+
+# A model learns from two of the planted columns, and is then attacked with them.
+model = f"{data}/models/diagnosis"
+training = {
+    "source": protected,
+    "privacy_unit": "patient",
+    "label_column": "diagnosis",
+    "classes": ["well", "ill"],
+    "features": ["card", "reading"],
+    "threat_model": {"norm": "linf", "epsilon": 0.05, "units": "standard deviations"},
+    "training": {"epochs": 20, "hidden": [16]},
+    "evaluation": {"epsilons": [], "steps": 10, "restarts": 1},
+    "gate": {"minimum_clean_accuracy": 0.8, "minimum_robust_accuracy": 0.5},
+    "target": model,
+    "purpose": "test",
+}
+print(run_job("retrain_model", training, settings=settings, run_key="retrain"))
+score = {"minimum_clean_accuracy": 0.8, "minimum_robust_accuracy": 0.5, "model": model, "purpose": "test"}
+print(run_job("score_model", {"source": protected, **score}, settings=settings, run_key="score"))
 
 spark = start_session("session")
 table = spark.read.parquet(protected["path"])

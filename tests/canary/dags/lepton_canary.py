@@ -33,6 +33,7 @@ def lepton_canary() -> None:
         columns={
             "email": {"cipher": "AES256_GCM"},
             "card": {"cipher": "AES256_GCM"},
+            "reading": {"cipher": "AES256_GCM"},
             "patient": {"cipher": "AES256_SIV", "domain": "patient"},
             "phone": {"cipher": "FF1"},
         },
