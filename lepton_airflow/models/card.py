@@ -12,13 +12,14 @@ from typing import Any
 
 import lepton_airflow
 from lepton_airflow.models.artefact import CARD_FORMAT
-from lepton_airflow.models.evaluation import Robustness, attack_parameters
+from lepton_airflow.models.evaluation import Comparison, Curve, Evaluation, curve_points
 from lepton_airflow.models.examples import Examples, Features
 from lepton_airflow.models.gate import Verdict
-from lepton_airflow.models.plan import RetrainingPlan
+from lepton_airflow.models.plan import EvaluationPlan, RetrainingPlan
 
 LIMITS = (
-    "Robust means: not misled by the stated attack. It is PGD alone; a model with masked gradients could pass it.",
+    "Robust means: misled by none of the stated attacks. Another attack may find more; nothing here is a proof.",
+    "The curve is measured by PGD alone, so it shows at least what a model keeps and may show more.",
     "The model is not differentially private: it and this card hold exact statistics of the training data.",
     "Test examples are new units of the same table, not of another time or place.",
 )
@@ -54,8 +55,9 @@ def model_card(
     scale: Features,
     model_file: Path,
     model_digest: str,
-    standard: Robustness,
-    hardened: Robustness,
+    standard: Curve,
+    hardened: Evaluation,
+    comparison: Comparison | None,
     verdict: Verdict,
 ) -> dict[str, Any]:
     """Everything that somebody needs to judge the model, or to train and attack it again.
@@ -65,8 +67,9 @@ def model_card(
     :param scale: [features], raw units in one unit of epsilon
     :param model_file: the file that was loaded and attacked
     :param model_digest: its digest before that
+    :param standard: the curve of the baseline that saw no attack
+    :param comparison: with the champion that was there
     """
-    epsilon = plan.threat_model.epsilon
     return {
         "format": CARD_FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -103,12 +106,10 @@ def model_card(
         },
         "threat_model": plan.threat_model.model_dump(mode="json", exclude_defaults=True),
         "training": plan.training.model_dump(mode="json"),
+        "hardening": plan.hardening.model_dump(mode="json"),
         "evaluation": {
-            "attack": attack_parameters(plan.evaluation),
-            "interval": "Wilson score, 95%, over privacy units",
-            "clean": hardened.clean.to_dict(),
-            "robust": {"epsilon": epsilon, **hardened.at(epsilon).to_dict()},
-            "curve": {"standard": standard.to_list(), "hardened": hardened.to_list()},
+            **evaluation_section(hardened, plan=plan.evaluation, comparison=comparison),
+            "curve": {"standard": curve_points(standard), "hardened": curve_points(hardened.curve)},
         },
         "gate": {**plan.gate.model_dump(mode="json"), "passed": verdict.passed, "reasons": list(verdict.reasons)},
         "seeds": {"training": seed, "given": plan.seed is not None},
@@ -118,4 +119,26 @@ def model_card(
             "python": platform.python_version(),
             **{name: version(name) for name in ("tensorflow", "keras", "numpy")},
         },
+    }
+
+
+def evaluation_section(
+    evaluation: Evaluation, *, plan: EvaluationPlan, comparison: Comparison | None
+) -> dict[str, Any]:
+    """How a model was attacked and what it kept, as a card or a report states it."""
+    stages = evaluation.stages()
+    return {
+        "interval": "Wilson score, 95%, over privacy units",
+        "attack": {"name": "pgd", **next(stage["parameters"] for stage in stages if stage["name"] == "pgd")},
+        "expectation_samples": plan.expectation_samples,
+        "clean": evaluation.clean.to_dict(),
+        "robust": {"epsilon": evaluation.epsilon, **evaluation.robust.to_dict()},
+        "suite": stages,
+        "curve": {"model": curve_points(evaluation.curve)},
+        "violations": evaluation.suite.violations,
+        "refusals": [refusal.to_dict() for refusal in evaluation.refusals],
+        "comparison": comparison.to_dict()
+        | {"interval": "Newcombe's method 10 for paired shares, 95%, over privacy units"}
+        if comparison
+        else None,
     }

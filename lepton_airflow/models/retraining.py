@@ -9,17 +9,19 @@ from typing import Any
 
 import keras
 
-from lepton_airflow.errors import EmptyTable, GateRefused
+from lepton_airflow.errors import EmptyTable, GateRefused, SpecError
 from lepton_airflow.models.architectures import tabular_classifier
 from lepton_airflow.models.artefact import MODEL_FILE, ModelFolder, file_digest
 from lepton_airflow.models.card import Origin, model_card
-from lepton_airflow.models.evaluation import evaluate
+from lepton_airflow.models.card_page import card_page
+from lepton_airflow.models.evaluation import accuracy_curve, compare, evaluate
 from lepton_airflow.models.examples import Examples, require_classes, require_disjoint, split_by_unit
 from lepton_airflow.models.gate import judge
 from lepton_airflow.models.input_space import image_space, require_inside, table_space
 from lepton_airflow.models.objectives import pgd_objective, standard_objective
 from lepton_airflow.models.perturbation import Perturbation
 from lepton_airflow.models.plan import RetrainingPlan
+from lepton_airflow.models.refusals import other_artefact, overlap
 from lepton_airflow.models.seeds import derived_seed
 from lepton_airflow.models.training import EpochReport, train
 
@@ -42,9 +44,11 @@ def retrain(
     :returns: the model's card, as published
     :raises EmptyTable: too few examples to split, or fewer to train on than one batch
     :raises InvalidData: a declared class or any variation of a feature is missing from the training split
+    :raises SpecError: the champion looks at other features or tells other classes apart
     :raises GateRefused: with the reasons; the champion stays
     """
     seed = secrets.randbits(31) if plan.seed is None else plan.seed
+    champion = _champion(folder, origin)
     learned_from, held_out = _split(examples, origin=origin, plan=plan)
     if plan.image is None:
         space = table_space(learned_from, names=origin.features, threat_model=plan.threat_model, place=origin.dataset)
@@ -87,19 +91,26 @@ def retrain(
         models["hardened"].save(file)
         attacked = file_digest(file)
         models["hardened"] = keras.models.load_model(file, compile=False)
-        robustness = {
-            name: evaluate(
-                model,
-                held_out,
-                perturbation=perturbation,
-                epsilon=epsilon,
-                plan=plan.evaluation,
-                seed=derived_seed(seed, "evaluation attack"),
-            )
-            for name, model in models.items()
-        }
-        hardened = robustness["hardened"]
-        verdict = judge(plan.gate, clean=hardened.clean, robust=hardened.at(epsilon))
+        attack = derived_seed(seed, "evaluation attack")
+        hardened = evaluate(
+            models["hardened"],
+            held_out,
+            space=space,
+            epsilon=epsilon,
+            plan=plan.evaluation,
+            seed=attack,
+            champion=champion,
+        )
+        comparison = None
+        if champion is not None:
+            there = evaluate(champion, held_out, space=space, epsilon=epsilon, plan=plan.evaluation, seed=attack)
+            comparison = compare(there, hardened)
+        verdict = judge(
+            plan.gate,
+            evaluation=hardened,
+            refusals=(*overlap(learned_from, held_out), *other_artefact(attacked, file_digest(file))),
+            comparison=comparison,
+        )
         if not verdict.passed:
             raise GateRefused(
                 f"The new model does not pass the gate: {'; '.join(verdict.reasons)}. "
@@ -118,12 +129,37 @@ def retrain(
             scale=space.scale,
             model_file=file,
             model_digest=attacked,
-            standard=robustness["standard"],
+            standard=accuracy_curve(
+                models["standard"],
+                held_out,
+                space=space,
+                radii=hardened.curve,
+                plan=plan.evaluation,
+                seed=attack,
+            ),
             hardened=hardened,
+            comparison=comparison,
             verdict=verdict,
         )
-        folder.publish(staging, card)
-    return card
+        return folder.publish(staging, card, page=card_page(card))
+
+
+def _champion(folder: ModelFolder, origin: Origin) -> Any:
+    """The model to compare with; None if there is none.
+
+    :raises SpecError: it looks at other features or tells other classes apart
+    """
+    card = folder.champion()
+    if card is None:
+        return None
+    for name, asked in (("features", origin.features), ("classes", origin.classes)):
+        if card["data"][name] != list(asked):
+            raise SpecError(
+                f"The {name} are others than the champion's, so the two cannot be compared.",
+                place=str(folder.path),
+                remedy=f"Train on the champion's {name}, or choose another target.",
+            )
+    return folder.load()
 
 
 def _split(examples: Examples, *, origin: Origin, plan: RetrainingPlan) -> tuple[Examples, Examples]:

@@ -82,7 +82,7 @@ def test_the_hardened_model_keeps_what_the_standard_one_loses(card: dict[str, An
     assert hardened[1.5] < 0.5, "an attack that wins at a large radius is an attack that works"
     assert list(hardened.values()) == sorted(hardened.values(), reverse=True)
     assert card["evaluation"]["clean"]["accuracy"] == hardened[0.0]
-    assert card["evaluation"]["robust"]["accuracy"] == hardened[0.5]
+    assert hardened[0.5] - 0.1 < card["evaluation"]["robust"]["accuracy"] <= hardened[0.5], "PGD alone overstates"
 
 
 def test_the_shipped_file_is_the_attacked_one_and_keeps_its_accuracy(
@@ -163,7 +163,12 @@ def test_a_model_that_has_not_learned_is_refused_and_the_champion_stays(examples
     with pytest.raises(GateRefused, match=r"robust accuracy 0\.\d+ .* is below 0\.55.* The champion stays"):
         retrained(examples, path, plan=untrained, run_key="run 2")
     assert ModelFolder(path).champion() == champion
-    assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {"model.keras", "model_card.json", "lock"}
+    assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {
+        "model.keras",
+        "model_card.json",
+        "model_card.html",
+        "lock",
+    }
 
 
 def test_a_first_model_that_is_refused_leaves_nothing(examples: Examples, tmp_path: Path) -> None:
