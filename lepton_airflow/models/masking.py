@@ -39,8 +39,8 @@ from lepton_airflow.models.seeds import derived_seed
 ZERO_GRADIENTS = 0.05
 #: Share of all examples that Square or transfer broke after every gradient attack had failed on them.
 BLACK_BOX_EXCESS = 0.01
-#: Share of all examples that attacks on the logits' ratio broke after those on the cross-entropy had failed on them. Models trained
-#: by TRADES reached 0.10 (0.08 at the interval's lower end) far beyond the radius they were trained for.
+#: Share of all examples that attacks on the logits' ratio broke after those on the cross-entropy had failed on them. Models
+#: trained by TRADES reached 0.10 (0.08 at the interval's lower end) at twice the radius that they were trained for.
 CE_DLR_GAP = 0.10
 #: Share of all examples that twice the steps and new starts broke after every gradient attack had failed on them.
 UNCONVERGED = 0.01

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from lepton_airflow.errors import EmptyTable, GateRefused, SpecError
+from lepton_airflow.errors import EmptyTable, GateRefused
 from lepton_airflow.models.architectures import tabular_classifier
 from lepton_airflow.models.artefact import MODEL_FILE, ModelFolder, file_digest
 from lepton_airflow.models.card import Origin, model_card
@@ -39,16 +39,15 @@ def retrain(
     The file that ships is the file that was attacked: the hardened model is saved, loaded again from that file for the
     attack, and published only while the file's hash is still the same.
 
-    :param folder: the champion's place
+    :param folder: the champion's place; a champion that is there has the same inputs and classes
     :param report: called after every epoch
     :returns: the model's card, as published
     :raises EmptyTable: too few examples to split, or fewer to train on than one batch
     :raises InvalidData: a declared class or any variation of a feature is missing from the training split
-    :raises SpecError: the champion looks at other features or tells other classes apart
     :raises GateRefused: with the reasons; the champion stays
     """
     seed = secrets.randbits(31) if plan.seed is None else plan.seed
-    champion = _champion(folder, origin)
+    champion = None if folder.champion() is None else folder.load()
     learned_from, held_out = _split(examples, origin=origin, plan=plan)
     if plan.image is None:
         space = table_space(learned_from, names=origin.features, threat_model=plan.threat_model, place=origin.dataset)
@@ -142,24 +141,6 @@ def retrain(
             verdict=verdict,
         )
         return folder.publish(staging, card, page=card_page(card))
-
-
-def _champion(folder: ModelFolder, origin: Origin) -> Any:
-    """The model to compare with; None if there is none.
-
-    :raises SpecError: it looks at other features or tells other classes apart
-    """
-    card = folder.champion()
-    if card is None:
-        return None
-    for name, asked in (("features", origin.features), ("classes", origin.classes)):
-        if card["data"][name] != list(asked):
-            raise SpecError(
-                f"The {name} are others than the champion's, so the two cannot be compared.",
-                place=str(folder.path),
-                remedy=f"Train on the champion's {name}, or choose another target.",
-            )
-    return folder.load()
 
 
 def _split(examples: Examples, *, origin: Origin, plan: RetrainingPlan) -> tuple[Examples, Examples]:
