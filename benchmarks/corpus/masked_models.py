@@ -17,12 +17,10 @@ import tensorflow as tf
 from scipy.ndimage import median_filter
 from sklearn.datasets import load_breast_cancer, load_digits
 
-from lepton_airflow.models.architectures import tabular_classifier
-from lepton_airflow.models.attacks.losses import cross_entropy
-from lepton_airflow.models.attacks.pgd import strongest_perturbation
+from lepton_airflow.models.architectures import image_classifier, tabular_classifier
 from lepton_airflow.models.examples import Examples, split_by_unit
 from lepton_airflow.models.input_space import InputSpace, image_space, table_space
-from lepton_airflow.models.objectives import Objective, pgd_objective, standard_objective
+from lepton_airflow.models.objectives import Objective, pgd_objective, standard_objective, trades_objective
 from lepton_airflow.models.perturbation import Perturbation
 from lepton_airflow.models.plan import ImageColumn, TrainingPlan
 from lepton_airflow.models.seeds import derived_seed
@@ -76,28 +74,33 @@ def breast_cancer(seed: int) -> Case:
 
 def honest_models(case: Case, seed: int, *, epochs: int) -> dict[str, Any]:
     """Five models that hide nothing: trained without attack, by PGD and by TRADES, dense and (for images) convolutional."""
-    standard, pgd, trades = _objectives(case, seed)
     second = derived_seed(seed, "second")
-    is_image = case.space.is_image
-    builders: dict[str, tuple[Callable[[int], Any], Objective, int]] = {
-        "standard, dense": (lambda start: _dense(case, start), standard, seed),
-        "PGD, dense": (lambda start: _dense(case, start), pgd, second),
-        "TRADES, dense": (lambda start: _dense(case, start), trades, seed),
+    attack: dict[str, Any] = {
+        "perturbation": Perturbation(case.space),
+        "epsilon": case.epsilon,
+        "seed": seed,
+        "steps": 5,
+    }
+    standard, pgd, trades = standard_objective(), pgd_objective(**attack), trades_objective(**attack, beta=6)
+    kinds: dict[str, tuple[Callable[[Case, int], Any], Objective, int]] = {
+        "standard, dense": (_dense, standard, seed),
+        "PGD, dense": (_dense, pgd, second),
+        "TRADES, dense": (_dense, trades, seed),
         **(
             {
-                "standard, convolutional": (lambda start: _convolutional(case, start), standard, seed),
-                "PGD, convolutional": (lambda start: _convolutional(case, start), pgd, second),
+                "standard, convolutional": (_convolutional, standard, seed),
+                "PGD, convolutional": (_convolutional, pgd, second),
             }
-            if is_image
+            if case.space.is_image
             else {
-                "standard, two layers": (lambda start: _dense(case, start, hidden=(64, 64)), standard, seed),
-                "PGD, linear": (lambda start: _dense(case, start, hidden=()), pgd, second),
+                "standard, two layers": (_two_layers, standard, seed),
+                "PGD, linear": (_linear, pgd, second),
             }
         ),
     }
     return {
-        name: _trained(build(derived_seed(start, "weights")), case, objective, seed=start, epochs=epochs)
-        for name, (build, objective, start) in builders.items()
+        name: _trained(build(case, derived_seed(start, "weights")), case, objective, seed=start, epochs=epochs)
+        for name, (build, objective, start) in kinds.items()
     }
 
 
@@ -188,45 +191,22 @@ def _split(features: Any, labels: Any, *, seed: int) -> tuple[Examples, Examples
     return split_by_unit(examples, test_fraction=0.3, key=seed.to_bytes(32, "big"))
 
 
-def _objectives(case: Case, seed: int) -> tuple[Objective, Objective, Objective]:
-    perturbation, epsilon = Perturbation(case.space), tf.constant(case.epsilon, tf.float32)
-    generator = tf.random.Generator.from_seed(derived_seed(seed, "starts"))
-
-    def trades(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
-        """Clean cross-entropy and six times the divergence of the answers under attack."""
-        start = perturbation.random(generator, x, epsilon)
-        d = strongest_perturbation(model, x, labels, perturbation=perturbation, epsilon=epsilon, steps=5, start=start)
-        clean, attacked = model(x, training=True), model(perturbation.apply(x, d, epsilon), training=True)
-        share = tf.nn.softmax(clean)
-        divergence = tf.reduce_sum(share * (tf.nn.log_softmax(clean) - tf.nn.log_softmax(attacked)), axis=-1)
-        return cross_entropy(clean, labels) + 6 * divergence, clean
-
-    pgd = pgd_objective(perturbation=perturbation, epsilon=case.epsilon, steps=5, seed=derived_seed(seed, "pgd"))
-    return standard_objective(), pgd, trades
-
-
-def _dense(case: Case, seed: int, *, hidden: tuple[int, ...] = (64,)) -> Any:
+def _dense(case: Case, seed: int, hidden: tuple[int, ...] = (64,)) -> Any:
     return tabular_classifier(
         mean=case.space.mean, scale=case.space.scale, hidden=hidden, classes=case.classes, seed=seed
     )
 
 
+def _two_layers(case: Case, seed: int) -> Any:
+    return _dense(case, seed, hidden=(64, 64))
+
+
+def _linear(case: Case, seed: int) -> Any:
+    return _dense(case, seed, hidden=())
+
+
 def _convolutional(case: Case, seed: int) -> Any:
-    layers = keras.layers
-    start = (keras.initializers.GlorotUniform(seed=derived_seed(seed, f"layer {number}")) for number in range(4))
-    return keras.Sequential(
-        [
-            keras.Input((len(case.space),)),
-            layers.Normalization(mean=case.space.mean.tolist(), variance=(case.space.scale**2).tolist()),
-            layers.Reshape(case.space.shape),
-            layers.Conv2D(16, 3, padding="same", activation="relu", kernel_initializer=next(start)),
-            layers.MaxPooling2D(2),
-            layers.Conv2D(32, 3, padding="same", activation="relu", kernel_initializer=next(start)),
-            layers.Flatten(),
-            layers.Dense(64, activation="relu", kernel_initializer=next(start)),
-            layers.Dense(case.classes, kernel_initializer=next(start)),
-        ]
-    )
+    return image_classifier(case.space, filters=16, hidden=(64,), classes=case.classes, seed=seed)
 
 
 def _trained(model: Any, case: Case, objective: Objective, *, seed: int, epochs: int) -> Any:

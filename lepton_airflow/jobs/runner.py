@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 JOBS: Mapping[str, str] = {
     "decrypt_columns": "DecryptColumnsSpec",
     "encrypt_columns": "EncryptColumnsSpec",
+    "gate_model": "GateModelSpec",
     "release_aggregates": "ReleaseAggregatesSpec",
     "retrain_model": "RetrainModelSpec",
     "rotate_keys": "RotateKeysSpec",

@@ -85,6 +85,22 @@ def overlap(train: Examples, test: Examples) -> tuple[Refusal, ...]:
     return tuple(found)
 
 
+def same_data(trained_on: str, test: Examples) -> tuple[Refusal, ...]:
+    """Refuse to judge a model by the very examples that it was made from.
+
+    :param trained_on: their digest, as the model's card says
+    """
+    if test.digest() != trained_on:
+        return ()
+    return (
+        Refusal(
+            code="overlap",
+            reason=f"the {len(test)} examples are those that the model was trained on",
+            measured={"n": len(test)},
+        ),
+    )
+
+
 def other_artefact(evaluated: str, shipped: str) -> tuple[Refusal, ...]:
     """Refuse a file that is not the one that was attacked.
 

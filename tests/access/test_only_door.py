@@ -70,6 +70,7 @@ DOORS = frozenset(
         "columnar.rewrite.rewrite",
         "keys.keyring.FileKeyring",
         "keys.reference.KeysetReference",
+        "models.evaluation.evaluate",
         "models.retraining.retrain",
         "privacy.release_file.write_release_file",
     )
@@ -431,7 +432,15 @@ def test_an_engine_that_begins_to_read_is_noticed_where_it_is_used() -> None:
 
 @pytest.mark.parametrize(
     "job",
-    ["decrypt_columns", "encrypt_columns", "publish_release", "release_aggregates", "retrain_model", "rotate_keys"],
+    [
+        "decrypt_columns",
+        "encrypt_columns",
+        "gate_model",
+        "publish_release",
+        "release_aggregates",
+        "retrain_model",
+        "rotate_keys",
+    ],
 )
 def test_a_job_that_loses_its_guard_is_found(job: str) -> None:
     sources = package_sources()

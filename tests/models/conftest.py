@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -58,3 +62,17 @@ def blobs() -> Callable[..., Examples]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def corpus() -> ModuleType:
+    """The masked and the honest models that the benchmark of robustness uses too."""
+    file = Path(__file__).parents[2] / "benchmarks" / "corpus" / "masked_models.py"
+    spec = importlib.util.spec_from_file_location("masked_models", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

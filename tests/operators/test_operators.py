@@ -14,6 +14,7 @@ from lepton_airflow.operators.audit import SealAuditOperator, VerifyAuditOperato
 from lepton_airflow.operators.base import LeptonOperator
 from lepton_airflow.operators.decrypt import DecryptColumnsOperator
 from lepton_airflow.operators.encrypt import EncryptColumnsOperator
+from lepton_airflow.operators.gate import RobustnessGateOperator
 from lepton_airflow.operators.publish import PublishReleaseOperator
 from lepton_airflow.operators.release import ReleaseAggregatesOperator
 from lepton_airflow.operators.retrain import RetrainModelOperator
@@ -25,6 +26,7 @@ OPERATORS: list[type[LeptonOperator]] = [
     EncryptColumnsOperator,
     ReleaseAggregatesOperator,
     RetrainModelOperator,
+    RobustnessGateOperator,
     RotateKeysOperator,
     VerifyAuditOperator,
 ]
