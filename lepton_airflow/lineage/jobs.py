@@ -16,6 +16,7 @@ from lepton_airflow.lineage.releases import release
 OPERATIONS: Mapping[str, str] = {
     "decrypt_columns": "decrypt",
     "encrypt_columns": "encrypt",
+    "gate_model": "evaluate",
     "release_aggregates": "release",
     "retrain_model": "train",
     "rotate_keys": "rotate",
@@ -230,19 +231,21 @@ def _train(run: _Run) -> JobLineage:
     )
 
 
-def _score(run: _Run) -> JobLineage:
-    """The rows and the model are read; what comes of it is a verdict and no dataset. Which columns, the model's card says."""
-    model = Dataset(place=place_of_path(str(run.spec["model"])))
-    return JobLineage(inputs=(_read(run, "source", ()), model))
+def _evaluate(run: _Run) -> JobLineage:
+    """Rows and models are read; what comes of it is a verdict and no dataset. Which columns, the model's card says."""
+    tables = [_read(run, role, ()) for role in ("source", "trained_on") if run.spec.get(role)]
+    models = [Dataset(place=place_of_path(str(run.spec[role]))) for role in ("model", "champion") if run.spec.get(role)]
+    return JobLineage(inputs=(*tables, *models))
 
 
 _LINEAGES: Mapping[str, Callable[[_Run], JobLineage]] = {
     "decrypt_columns": _decrypt,
     "encrypt_columns": _encrypt,
+    "gate_model": _evaluate,
     "release_aggregates": _release,
     "retrain_model": _train,
     "rotate_keys": _rotate,
-    "score_model": _score,
+    "score_model": _evaluate,
 }
 
 

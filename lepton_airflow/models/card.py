@@ -125,20 +125,26 @@ def model_card(
 def evaluation_section(
     evaluation: Evaluation, *, plan: EvaluationPlan, comparison: Comparison | None
 ) -> dict[str, Any]:
-    """How a model was attacked and what it kept, as a card or a report states it."""
-    stages = evaluation.stages()
+    """How the shipped model was attacked and what it kept."""
+    pgd = next(stage for stage in evaluation.stages() if stage["name"] == "pgd")
     return {
-        "interval": "Wilson score, 95%, over privacy units",
-        "attack": {"name": "pgd", **next(stage["parameters"] for stage in stages if stage["name"] == "pgd")},
+        **measured_section(evaluation),
+        "attack": {"name": "pgd", **pgd["parameters"]},
         "expectation_samples": plan.expectation_samples,
-        "clean": evaluation.clean.to_dict(),
-        "robust": {"epsilon": evaluation.epsilon, **evaluation.robust.to_dict()},
-        "suite": stages,
-        "curve": {"model": curve_points(evaluation.curve)},
-        "violations": evaluation.suite.violations,
-        "refusals": [refusal.to_dict() for refusal in evaluation.refusals],
         "comparison": comparison.to_dict()
         | {"interval": "Newcombe's method 10 for paired shares, 95%, over privacy units"}
         if comparison
         else None,
+    }
+
+
+def measured_section(evaluation: Evaluation) -> dict[str, Any]:
+    """What any attacked model kept, the compressed one too."""
+    return {
+        "interval": "Wilson score, 95%, over privacy units",
+        "clean": evaluation.clean.to_dict(),
+        "robust": {"epsilon": evaluation.epsilon, **evaluation.robust.to_dict()},
+        "suite": evaluation.stages(),
+        "violations": evaluation.suite.violations,
+        "refusals": [refusal.to_dict() for refusal in evaluation.refusals],
     }

@@ -6,17 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lepton_airflow.models.attacks.suite import AttackSuite, SuiteResult
+from lepton_airflow.models.attacks.suite import BATCH_SIZE, AttackSuite, SuiteResult
 from lepton_airflow.models.comparison import Difference, paired
 from lepton_airflow.models.examples import Examples
 from lepton_airflow.models.input_space import InputSpace, Mask
 from lepton_airflow.models.intervals import Proportion
-from lepton_airflow.models.masking import Suspect, diagnose
+from lepton_airflow.models.masking import Suspect, diagnose, outside_threat_model
 from lepton_airflow.models.plan import EvaluationPlan
-from lepton_airflow.models.prediction import correct
+from lepton_airflow.models.prediction import Predict, correct
 from lepton_airflow.models.refusals import Refusal
-
-_BATCH_SIZE = 128
 
 #: Radius -> share of the examples that are correct and survive PGD of that radius; radius 0 is the clean accuracy.
 Curve = Mapping[float, Proportion]
@@ -90,7 +88,7 @@ def evaluate(
     :param examples: test examples, n at least 1
     :param champion: what misleads this model is tried on ``model`` too
     """
-    batch_size = min(_BATCH_SIZE, len(examples))
+    batch_size = min(BATCH_SIZE, len(examples))
     suite = AttackSuite(model, space=space, plan=plan, seed=seed, champion=champion, batch_size=batch_size)
     result = suite.run(examples, epsilon)
     survivors = _curve(suite, examples, {epsilon, *plan.epsilons}, clean=result.clean)
@@ -110,6 +108,26 @@ def evaluate(
     )
 
 
+def evaluate_black_box(
+    predict: Predict,
+    examples: Examples,
+    *,
+    parents: Mapping[str, Any],
+    space: InputSpace,
+    epsilon: float,
+    plan: EvaluationPlan,
+    seed: int,
+) -> Evaluation:
+    """Attack a model that only predicts, as an int8 model does: by what misleads its parents, and by Square. It has no curve.
+
+    :param parents: Keras models that it was made from or that imitate it, by name
+    """
+    batch_size = min(BATCH_SIZE, len(examples))
+    suite = AttackSuite.black_box(predict, parents=parents, space=space, plan=plan, seed=seed, batch_size=batch_size)
+    result = suite.run(examples, epsilon)
+    return Evaluation(suite=result, curve={}, refusals=outside_threat_model(result), units=examples.units)
+
+
 def accuracy_curve(
     model: Any, examples: Examples, *, space: InputSpace, radii: Iterable[float], plan: EvaluationPlan, seed: int
 ) -> Curve:
@@ -117,7 +135,7 @@ def accuracy_curve(
 
     :param radii: in the threat model's units; 0 is always measured
     """
-    batch_size = min(_BATCH_SIZE, len(examples))
+    batch_size = min(BATCH_SIZE, len(examples))
     suite = AttackSuite(model, space=space, plan=plan, seed=seed, batch_size=batch_size)
     logits = suite.predict(examples.features)
     return _shares(_curve(suite, examples, radii, clean=correct(logits, examples.labels)), examples)

@@ -22,7 +22,7 @@ from lepton_airflow.models.attacks.apgd import AutoProjectedGradientDescent
 from lepton_airflow.models.attacks.gradient import view
 from lepton_airflow.models.attacks.losses import LossName
 from lepton_airflow.models.attacks.pgd import ProjectedGradientDescent
-from lepton_airflow.models.attacks.suite import AttackSuite, Stage, SuiteResult
+from lepton_airflow.models.attacks.suite import BATCH_SIZE, AttackSuite, Stage, SuiteResult
 from lepton_airflow.models.batches import padded_batches
 from lepton_airflow.models.comparison import paired
 from lepton_airflow.models.examples import Examples
@@ -74,7 +74,7 @@ class Suspect:
     suite: AttackSuite
     result: SuiteResult
     curve: Mapping[float, Mask]
-    batch_size: int = 128
+    batch_size: int = BATCH_SIZE
 
 
 def diagnose(suspect: Suspect) -> tuple[Refusal, ...]:

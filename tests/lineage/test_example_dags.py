@@ -19,6 +19,7 @@ EXAMPLES = (
     "examples_decrypt_columns",
     "examples_retrain_on_drift",
     "examples_retrain_on_update",
+    "examples_robustness_gate",
     "examples_rotate_keys",
 )
 

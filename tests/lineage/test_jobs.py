@@ -37,6 +37,14 @@ SPECS: dict[str, dict[str, Any]] = {
         "purpose": "ingestion",
     },
     "decrypt_columns": {"source": VISITS, "target": RAW, "columns": ["email"], "purpose": "letters"},
+    "gate_model": {
+        "source": VISITS,
+        "trained_on": RAW,
+        "model": "/models/candidate",
+        "champion": "/models/diagnosis",
+        "gate": {"minimum_clean_accuracy": 0.9, "minimum_robust_accuracy": 0.6},
+        "purpose": "model",
+    },
     "rotate_keys": {"source": VISITS, "target": VISITS, "purpose": "rotation"},
     "release_aggregates": {
         "source": VISITS,
@@ -69,7 +77,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "verify_audit": {"purpose": "nightly"},
 }
 #: What comes of these is no dataset.
-WRITE_NOTHING = ("score_model", "verify_audit")
+WRITE_NOTHING = ("gate_model", "score_model", "verify_audit")
 
 
 def as_event(lineage: JobLineage) -> dict[str, Any]:
@@ -245,6 +253,13 @@ def test_training_masks_nothing() -> None:
         (None, "ill"): ("INDIRECT", "TRAINING", False),
         (None, "id"): ("INDIRECT", "FILTER", True),
     }
+
+
+def test_a_gate_reads_tables_and_models() -> None:
+    event = as_event(job_lineage("gate_model", SPECS["gate_model"]))
+    names = [one["name"] for one in event["inputs"]]
+    assert names[2:] == ["/models/candidate", "/models/diagnosis"]
+    assert len(names) == 4
 
 
 @pytest.mark.parametrize("job", [*JOBS, "no_such_job"])
