@@ -3,7 +3,7 @@
 
 So anybody can verify a champion without this package::
 
-    model_signing verify key models/diagnosis --signature models/diagnosis/model.sig --public-key signing.pub
+    model_signing verify key models/diagnosis --signature models/diagnosis/model.sig --public_key signing.pub
 
 The library's own signer reads its private key from a file in clear. Ours is sealed and stays in memory, so the library's signer
 is given the key itself. Unlike the library's defaults, nothing in the folder but the signature is left out of it (the library

@@ -8,6 +8,7 @@ answers, inside the ball and then where the copy itself is weakest, comes nearer
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -15,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from lepton_airflow.models.attacks.losses import cross_entropy
-from lepton_airflow.models.batches import padded_batches
+from lepton_airflow.models.batches import Batch, padded_batches
 from lepton_airflow.models.examples import Examples, Features
 from lepton_airflow.models.inner_attack import worst_perturbation
 from lepton_airflow.models.perturbation import Perturbation
@@ -36,7 +37,7 @@ def surrogate_of(
     perturbation: Perturbation,
     epsilon: float,
     seed: int,
-    epochs: int = 20,
+    epochs: int = 10,
     learning_rate: float = 1e-3,
 ) -> Any:
     """A copy of ``parent`` that imitates ``predict`` in the balls around ``examples``.
@@ -71,17 +72,14 @@ class _Points:
     def __init__(self, model: Any, *, perturbation: Perturbation, epsilon: float, seed: int) -> None:
         generator = tf.random.Generator.from_seed(seed)
         width = int(model.input_shape[-1])
-        signature = (
-            tf.TensorSpec((_BATCH_SIZE, width), tf.float32),
-            tf.TensorSpec((_BATCH_SIZE,), tf.int32),
-        )
+        points, classes = tf.TensorSpec((_BATCH_SIZE, width), tf.float32), tf.TensorSpec((_BATCH_SIZE,), tf.int32)
         radius = tf.constant(epsilon, tf.float32)
 
-        @tf.function(autograph=False, input_signature=signature)  # type: ignore[untyped-decorator]
-        def random(x: Any, _labels: Any) -> Any:
+        @tf.function(autograph=False, input_signature=(points,))  # type: ignore[untyped-decorator]
+        def random(x: Any) -> Any:
             return perturbation.apply(x, perturbation.random(generator, x, radius), radius)
 
-        @tf.function(autograph=False, input_signature=signature)  # type: ignore[untyped-decorator]
+        @tf.function(autograph=False, input_signature=(points, classes))  # type: ignore[untyped-decorator]
         def attacked(x: Any, labels: Any) -> Any:
             d = worst_perturbation(
                 model,
@@ -98,16 +96,17 @@ class _Points:
 
     def random(self, examples: Examples) -> Features:
         """[n, d], uniformly in each ball."""
-        return self._over(examples, self._random)
+        return np.concatenate([self._random(batch.features).numpy()[: batch.count] for batch in _batches(examples)])
 
     def attacked(self, examples: Examples) -> Features:
         """[n, d], where an attack on the model ended."""
-        return self._over(examples, self._attacked)
+        return np.concatenate(
+            [self._attacked(batch.features, batch.labels).numpy()[: batch.count] for batch in _batches(examples)]
+        )
 
-    @staticmethod
-    def _over(examples: Examples, move: Any) -> Features:
-        batches = padded_batches(examples.features, examples.labels, size=_BATCH_SIZE)
-        return np.concatenate([move(batch.features, batch.labels).numpy()[: batch.count] for batch in batches])
+
+def _batches(examples: Examples) -> Iterator[Batch]:
+    return padded_batches(examples.features, examples.labels, size=_BATCH_SIZE)
 
 
 def _imitate(
