@@ -245,18 +245,26 @@ def test_promotions_at_once_leave_one_champion_and_a_history_that_follows(
     assert found.sha256 == champion
 
 
-def test_a_writer_on_postgresql_adds_to_the_history_and_changes_none_of_it(
+def test_a_writer_on_postgresql_registers_and_promotes_and_changes_no_history(
     postgresql_database: str, tmp_path: Path
 ) -> None:
     settings = Settings(home=tmp_path, audit_database=postgresql_database)
     engine = connect(settings, check_schema=False)
     migrate(engine)
-    with engine.connect() as connection:
-        allowed = {
-            right: connection.scalar(
-                sql.text("SELECT has_table_privilege('lepton_writer', 'lepton_model_change', :right)"), {"right": right}
-            )
-            for right in ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
-        }
+    with engine.begin() as connection:
+        there = connection.scalar(sql.text("SELECT count(*) FROM pg_roles WHERE rolname = 'lepton_trainer'"))
+        if not there:
+            connection.exec_driver_sql("CREATE ROLE lepton_trainer LOGIN IN ROLE lepton_writer")
     engine.dispose()
-    assert [right for right, there in allowed.items() if there] == ["SELECT", "INSERT"]
+    url = postgresql_database.replace("postgres@", "lepton_trainer@")
+    writer = connect(Settings(home=tmp_path, audit_database=url))
+    registry = ModelRegistry(writer)
+    fields: dict[str, Any] = {"card_sha256": "c", "dataset": "d", "dataset_digest": "e", "metrics": {}, "reason": "r"}
+    registry.register("diagnosis", sha256=A, status="challenger", log=log_of(writer), **fields)
+    assert promote(registry, writer, A).status == "champion"
+    for statement in ("UPDATE lepton_model_change SET reason = ''", "DELETE FROM lepton_model_change"):
+        with pytest.raises(AuditUnavailable, match="42501"), writer.begin() as connection:
+            connection.exec_driver_sql(statement)
+    with pytest.raises(AuditUnavailable, match="42501"), writer.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM lepton_model")
+    writer.dispose()
