@@ -7,7 +7,7 @@ no more robust than before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +72,11 @@ def breast_cancer(seed: int) -> Case:
     )
 
 
-def honest_models(case: Case, seed: int, *, epochs: int) -> dict[str, Any]:
-    """Five models that hide nothing: trained without attack, by PGD and by TRADES, dense and (for images) convolutional."""
+def honest_models(case: Case, seed: int, *, epochs: int, names: Collection[str] | None = None) -> dict[str, Any]:
+    """Five models that hide nothing: trained without attack, by PGD and by TRADES, dense and (for images) convolutional.
+
+    :param names: make only these
+    """
     second = derived_seed(seed, "second")
     attack: dict[str, Any] = {
         "perturbation": Perturbation(case.space),
@@ -101,12 +104,13 @@ def honest_models(case: Case, seed: int, *, epochs: int) -> dict[str, Any]:
     return {
         name: _trained(build(case, derived_seed(start, "weights")), case, objective, seed=start, epochs=epochs)
         for name, (build, objective, start) in kinds.items()
+        if names is None or name in names
     }
 
 
 def masked_models(case: Case, base: Any) -> dict[str, Any]:
     """Five masks on ``base``, which stays as it is."""
-    return {name: _behind(case, base, mask) for name, mask in MASKS.items()}
+    return {name: masked(case, base, name) for name in MASKS}
 
 
 @keras.saving.register_keras_serializable(package="corpus")
@@ -170,7 +174,9 @@ MASKS: Mapping[str, Mask] = {
 }
 
 
-def _behind(case: Case, base: Any, mask: Mask) -> Any:
+def masked(case: Case, base: Any, name: str) -> Any:
+    """One of the masks on ``base``, by its name."""
+    mask = MASKS[name]
     x = inputs = keras.Input((len(case.space),))
     if mask.before is not None:
         before = mask.before

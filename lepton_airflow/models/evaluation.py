@@ -11,9 +11,9 @@ from lepton_airflow.models.comparison import Difference, paired
 from lepton_airflow.models.examples import Examples
 from lepton_airflow.models.input_space import InputSpace, Mask
 from lepton_airflow.models.intervals import Proportion
-from lepton_airflow.models.masking import Suspect, diagnose, outside_threat_model
+from lepton_airflow.models.masking import Suspect, diagnose
 from lepton_airflow.models.plan import EvaluationPlan
-from lepton_airflow.models.prediction import Predict, correct
+from lepton_airflow.models.prediction import correct
 from lepton_airflow.models.refusals import Refusal
 
 #: Radius -> share of the examples that are correct and survive PGD of that radius; radius 0 is the clean accuracy.
@@ -106,26 +106,6 @@ def evaluate(
     return Evaluation(
         suite=result, curve=_shares(survivors, examples), refusals=diagnose(suspect), units=examples.units
     )
-
-
-def evaluate_black_box(
-    predict: Predict,
-    examples: Examples,
-    *,
-    parents: Mapping[str, Any],
-    space: InputSpace,
-    epsilon: float,
-    plan: EvaluationPlan,
-    seed: int,
-) -> Evaluation:
-    """Attack a model that only predicts, as an int8 model does: by what misleads its parents, and by Square. It has no curve.
-
-    :param parents: Keras models that it was made from or that imitate it, by name
-    """
-    batch_size = min(BATCH_SIZE, len(examples))
-    suite = AttackSuite.black_box(predict, parents=parents, space=space, plan=plan, seed=seed, batch_size=batch_size)
-    result = suite.run(examples, epsilon)
-    return Evaluation(suite=result, curve={}, refusals=outside_threat_model(result), units=examples.units)
 
 
 def accuracy_curve(

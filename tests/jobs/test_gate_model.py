@@ -105,10 +105,10 @@ def tables(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
     return {name: str(folder / name) for name in parts}
 
 
-def spec(path: str, model: Path, **changes: Any) -> dict[str, Any]:
+def spec(path: str, candidate: Path, **changes: Any) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "source": {"name": "clinic.new_visits", "path": path},
-        "model": str(model),
+        "model": str(candidate),
         "evaluation": QUICK,
         "gate": {"minimum_clean_accuracy": 0.8, "minimum_robust_accuracy": 0.5},
         "purpose": "test",

@@ -20,7 +20,7 @@ from lepton_airflow.models.masking import Suspect, black_box_excess, covering_ra
 from lepton_airflow.models.plan import EvaluationPlan, GatePlan
 
 SEED = 17
-PLAN = EvaluationPlan(epsilons=(0.25, 1.0), steps=20, restarts=2, apgd_steps=40, square_queries=150)
+PLAN = EvaluationPlan(epsilons=(0.25, 1.0), steps=20, restarts=2, apgd_steps=30, square_queries=80)
 MASKS = (
     "scaled logits",
     "quantised input",
@@ -76,14 +76,14 @@ def test_an_honest_model_is_not_refused(position: int, cancer: Any, honest: dict
 
 
 @pytest.mark.slow
-def test_digits_are_told_apart_too(corpus: ModuleType) -> None:
+def test_a_convolutional_model_is_told_from_its_mask(corpus: ModuleType) -> None:
+    """The whole corpus on digits is the benchmark's."""
     case = corpus.digits(SEED)
-    case = replace(case, held_out=case.held_out.take(np.arange(len(case.held_out)) % 3 == 0))
-    honest = corpus.honest_models(case, SEED, epochs=8)
+    case = replace(case, held_out=case.held_out.take(np.arange(len(case.held_out)) % 4 == 0))
     plan = PLAN.model_copy(update={"epsilons": (0.05, 0.2)})
-    assert all(not codes(attacked(case, model, plan)) for model in honest.values())
-    masked = corpus.masked_models(case, honest["PGD, convolutional"])
-    assert all(codes(attacked(case, model, plan)) for model in masked.values())
+    (model,) = corpus.honest_models(case, SEED, epochs=6, names=["PGD, convolutional"]).values()
+    assert attacked(case, model, plan).refusals == ()
+    assert {"zero-gradients", "ce-dlr-gap"} <= codes(attacked(case, corpus.masked(case, model, "scaled logits"), plan))
 
 
 @pytest.mark.slow
