@@ -5,11 +5,12 @@ in turn, round after round; a ratio is the median over the rounds of the peer's 
 are, up to the exact totals that noise is added to:
 
 - the direct road, from Parquet, and the DataFrame road; the peer is Spark's own ``groupBy`` without any privacy;
-- the direct road with an encrypted measure, and decrypting that measure alone;
+- the direct road with an encrypted measure, beside the same without and decrypting that measure alone;
 
 and, with everything that a job does but authorisation, from the reservation of budget to the release file: 100,000 groups that
-are chosen privately. On request (``--pipelinedp``) PipelineDP releases 200,000 rows with the same metrics and bounds, from an
-environment of its own: ``python -m venv pdp && pdp/bin/pip install pipeline-dp dp-accounting scipy pyspark``.
+are chosen privately. On request (``--pipelinedp``) PipelineDP, on a Spark of its own, releases 200,000 rows with the same metrics
+and bounds, in turn with us, from an environment of its own:
+``python -m venv pdp && pdp/bin/pip install pipeline-dp dp-accounting scipy pyspark``.
 """
 
 from __future__ import annotations
@@ -73,13 +74,18 @@ RATIOS = {
     "release_vs_pipelinedp": ("direct road, 200k rows, noised", "PipelineDP, 200k rows", 10),
 }
 
+CLEAR, ENCRYPTED, DECRYPTING = (
+    "direct road, measure in clear",
+    "direct road, measure encrypted",
+    "decrypting the measure",
+)
+
 Times = dict[str, list[float]]
 
 PIPELINEDP = """
-import json, sys, time
+import sys
 import pipeline_dp
-path, rounds = sys.argv[1], int(sys.argv[2])
-rows = [(int(u), g, float(v)) for u, g, v in (line.rstrip("\\n").split("\\t") for line in open(path))]
+rows = [(int(u), g, float(v)) for u, g, v in (line.rstrip("\\n").split("\\t") for line in open(sys.argv[1]))]
 try:
     import pyspark
     conf = pyspark.SparkConf().set("spark.ui.showConsoleProgress", "false").set("spark.ui.enabled", "false")
@@ -96,18 +102,15 @@ parameters = pipeline_dp.AggregateParams(
     max_partitions_contributed=5, max_contributions_per_partition=2, min_value=0, max_value=100)
 extractors = pipeline_dp.DataExtractors(
     privacy_id_extractor=lambda row: row[0], partition_extractor=lambda row: row[1], value_extractor=lambda row: row[2])
-times = []
-for number in range(rounds + 1):
-    start = time.perf_counter()
+print(type(backend).__name__, flush=True)
+for _ in sys.stdin:
     budget = pipeline_dp.NaiveBudgetAccountant(total_epsilon=1, total_delta=1e-9)
     engine = pipeline_dp.DPEngine(budget, backend)
     result = engine.aggregate(source, parameters, extractors, public_partitions=[f"group {i}" for i in range(1000)])
     budget.compute_budgets()
     found = result.collect() if hasattr(result, "collect") else list(result)
     assert len(found) == 1000
-    if number:
-        times.append(time.perf_counter() - start)
-print(json.dumps({"backend": type(backend).__name__, "times": times}))
+    print("done", flush=True)
 """
 
 
@@ -193,7 +196,9 @@ def roads(spark: Any, path: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-def decrypting(spark: Any, path: Path, revealing: Callable[[Any], Reveal]) -> dict[str, Callable[[], object]]:
+def decrypting(
+    spark: Any, clear: Path, path: Path, revealing: Callable[[Any], Reveal]
+) -> dict[str, Callable[[], object]]:
     plan = design_of().plan([GROUPS])
 
     def released() -> None:
@@ -219,7 +224,12 @@ def decrypting(spark: Any, path: Path, revealing: Callable[[Any], Reveal]) -> di
 
         spark.sparkContext.parallelize(tasks, len(tasks)).map(work).sum()
 
-    return {"direct road, encrypted measure": released, "decrypting the measure": decrypted}
+    # Of the same rows, in the same rounds: what an encrypted measure adds is the difference.
+    return {
+        CLEAR: roads(spark, clear)["direct road"],
+        ENCRYPTED: released,
+        DECRYPTING: decrypted,
+    }
 
 
 def private_groups(spark: Any, path: Path, folder: Path) -> tuple[float, int]:
@@ -303,21 +313,13 @@ def peak_memory() -> Iterator[list[float]]:
 
 
 def against_pipelinedp(spark: Any, python: str, folder: Path, rounds: int) -> tuple[Times, str]:
-    """Both release the same rows, noise included; PipelineDP finds them in memory, we read Parquet."""
+    """Both release the same rows, noise included; PipelineDP finds them in its Spark's memory, we read Parquet."""
     path = folder / "small"
     make_table(path, PIPELINEDP_ROWS)
     rows = pq.read_table(path)
     text = "".join(f"{u}\t{g}\t{v}\n" for u, g, v in zip(*(column.to_pylist() for column in rows.columns), strict=True))
     (folder / "rows.tsv").write_text(text)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYSPARK_PYTHON", "SPARK_HOME")}
-    done = subprocess.run(
-        [python, "-c", PIPELINEDP, str(folder / "rows.tsv"), str(rounds)],
-        env={**environment, "PYSPARK_PYTHON": python},
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    peer = json.loads(done.stdout.splitlines()[-1])
     plan = design_of().plan([GROUPS])
 
     def released() -> None:
@@ -325,8 +327,29 @@ def against_pipelinedp(spark: Any, python: str, folder: Path, rounds: int) -> tu
         totals = aggregate(spark, table, plan=plan, keys=[KEYS], unit="user_id", salt=new_salt(), dataset="bench")
         draw(plan, totals, keys=[KEYS], declared=[True])
 
-    ours = "direct road, 200k rows, noised"
-    return {**measure({ours: released}, rounds=rounds), "PipelineDP, 200k rows": peer["times"]}, peer["backend"]
+    with subprocess.Popen(
+        [python, "-c", PIPELINEDP, str(folder / "rows.tsv")],
+        env={**environment, "PYSPARK_PYTHON": python},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        bufsize=1,
+    ) as peer:
+        asked, answered = peer.stdin, peer.stdout
+        assert asked is not None
+        assert answered is not None
+        backend = answered.readline().strip()
+
+        def theirs() -> None:
+            asked.write("again\n")
+            if answered.readline() != "done\n":
+                raise RuntimeError("PipelineDP failed.")
+
+        steps = {"direct road, 200k rows, noised": released, "PipelineDP, 200k rows": theirs}
+        times = measure(steps, rounds=rounds, warm_up=2)
+        asked.close()
+    return times, backend
 
 
 def main() -> None:
@@ -358,7 +381,10 @@ def main() -> None:
         times = measure(roads(spark, folder / "table"), rounds=rounds, warm_up=2)
         if not options.quick:
             revealing = protect_measure(spark, folder / "table", folder)
-            times |= measure(decrypting(spark, folder / "protected", revealing), rounds=rounds)
+            times |= measure(decrypting(spark, folder / "table", folder / "protected", revealing), rounds=rounds)
+            added = [a - b for a, b in zip(times[ENCRYPTED], times[CLEAR], strict=True)]
+            setup["encrypted_measure_adds_seconds"] = round(statistics.median(added), 3)
+            setup["decrypting_it_takes_seconds"] = round(statistics.median(times[DECRYPTING]), 3)
             many = PRIVATE_GROUPS * ROWS_PER_PRIVATE_GROUP
             make_table(folder / "many", many, groups=PRIVATE_GROUPS, units=many)
             seconds, published = private_groups(spark, folder / "many", folder)
@@ -378,6 +404,10 @@ def main() -> None:
     for name, seconds_of in times.items():
         print(f"{name:32} {statistics.median(seconds_of) * 1e3:9.1f} ms")
     if not options.quick:
+        print(
+            f"an encrypted measure adds {setup['encrypted_measure_adds_seconds']:.2f} s "
+            f"(to reach: what decrypting it takes, {setup['decrypting_it_takes_seconds']:.2f} s)"
+        )
         print(f"{PRIVATE_GROUPS:,} private groups: {published:,} published in {seconds:.1f} s (to reach: 20 s)")
     print()
     for name, ratio in ratios.items():
