@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyspark.sql import types as T
 
+from lepton_airflow.privacy.aggregation import new_salt
 from lepton_airflow.privacy.bounding import MISSING, Groups, SaltedHash, Units, bounded_totals, scaled, steps, summed
 from lepton_airflow.privacy.bounds import MAX_ROWS, MAX_ROWS_PER_UNIT_AND_GROUP, MAX_STEPS, ContributionBounds
 from lepton_airflow.privacy.fixed_point import FixedPoint
@@ -319,6 +320,11 @@ def test_an_aggregation_that_does_not_keep_the_bounds_is_caught(mutation: str) -
     check_sensitivity(claimed, kernel(rows, claimed), empty)
     with pytest.raises(AssertionError):
         check_sensitivity(claimed, kernel(rows, broken), empty)
+
+
+def test_every_release_draws_a_salt_of_its_own() -> None:
+    """A fixed salt would lose the same groups of a unit in every release."""
+    assert len({new_salt() for _ in range(8)}) == 8
 
 
 def test_another_salt_keeps_other_groups_of_a_unit() -> None:
