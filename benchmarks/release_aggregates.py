@@ -358,7 +358,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5_000_000, help="rows of the table")
     parser.add_argument("--pipelinedp", metavar="PYTHON", help="the interpreter of an environment with PipelineDP")
     options = parser.parse_args()
-    rounds = 2 if options.quick else 9
+    rounds = 2 if options.quick else 7
     os.environ["PYSPARK_PYTHON"] = sys.executable
     from pyspark.sql import SparkSession
 
