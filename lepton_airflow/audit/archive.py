@@ -15,6 +15,7 @@ Whatever dies at any moment, every payload is in the database or in a verified a
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,7 @@ LARGEST = 1 << 16
 #: The checkpoint is written last: where it is, the archive is whole.
 _FILES = ("events.parquet", "proof.json", "checkpoint")
 _CHUNK = 2000
+_ARCHIVER_LOCK = 0x6C6570746F6E02  # as sealer._SEALER_LOCK, for archivers
 
 
 def archive(
@@ -79,6 +81,23 @@ def archive(
     """
     if not str(place).isprintable():
         raise InvalidData("The place of an archive is one line of text.", place="archive", remedy="Choose another.")
+    with _alone(engine):
+        return _archive(
+            engine, str(place), log=log, signer=signer, exports=exports, quorum=quorum, before=before, stop=stop
+        )
+
+
+def _archive(
+    engine: sql.Engine,
+    place: str,
+    *,
+    log: AuditLog,
+    signer: Signer,
+    exports: Sequence[Path | str],
+    quorum: Quorum | None,
+    before: datetime | None,
+    stop: int | None,
+) -> list[Archived]:
     verifier = signer.verifier
     with reading(engine) as connection:
         known = read_archived(connection, verifier)
@@ -98,9 +117,7 @@ def archive(
     made = []
     while first < last:
         end = min(last, (first // LARGEST + 1) * LARGEST)
-        made.append(
-            _archive_range(engine, str(place), first, end, log=log, signer=signer, exports=exports, quorum=quorum)
-        )
+        made.append(_archive_range(engine, place, first, end, log=log, signer=signer, exports=exports, quorum=quorum))
         first = end
     return made
 
@@ -263,6 +280,25 @@ def _empty(engine: sql.Engine, archived: Archived, verifier: Verifier) -> None:
             else:
                 chunk = sql.and_(inside, columns.tree_index >= first, columns.tree_index < stop)
                 connection.execute(leaf_table.update().where(chunk).values(payload=""))
+
+
+@contextmanager
+def _alone(engine: sql.Engine) -> Iterator[None]:
+    """Keep other archiving of this log out, for as long as it takes.
+
+    :raises AuditUnavailable: on PostgreSQL, after 10 seconds of waiting
+    """
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(sql.select(sql.func.pg_advisory_lock(_ARCHIVER_LOCK)))
+            try:
+                yield
+            finally:
+                connection.execute(sql.select(sql.func.pg_advisory_unlock(_ARCHIVER_LOCK)))
+        return
+    with Path(f"{engine.url.database}-archive").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
