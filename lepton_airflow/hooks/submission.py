@@ -55,6 +55,7 @@ def caller_of(context: Context) -> Caller:
     return Caller(
         on_behalf_of=context["dag_run"].triggering_user_name,
         owner=context["task"].owner,
+        team=getattr(context["dag_run"], "team_name", None),
         bundle_version=getattr(bundle, "version", None),
     )
 
@@ -129,6 +130,7 @@ class SparkSubmission:
         for option, value in (
             ("--on-behalf-of", caller.on_behalf_of),
             ("--owner", caller.owner),
+            ("--team", caller.team),
             ("--bundle-version", caller.bundle_version),
         ):
             if value:

@@ -29,6 +29,7 @@ def main(job: str, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--home", help="the folder that `lepton init` made; default $LEPTON_HOME")
     parser.add_argument("--on-behalf-of", help="the user who asked for the run, for the audit")
     parser.add_argument("--owner", help="the owner of the pipeline, for the audit")
+    parser.add_argument("--team", help="the team of the pipeline, for the audit")
     parser.add_argument("--bundle-version", help="the version of the DAG bundle, for the audit")
     parser.add_argument("--attempt", default="", help="set by operators, which report a stored error themselves")
     options = parser.parse_args(arguments)
@@ -40,7 +41,10 @@ def main(job: str, arguments: Sequence[str] | None = None) -> int:
             settings=load_settings(options.home),
             run_key=run_key,
             caller=Caller(
-                on_behalf_of=options.on_behalf_of, owner=options.owner, bundle_version=options.bundle_version
+                on_behalf_of=options.on_behalf_of,
+                owner=options.owner,
+                team=options.team,
+                bundle_version=options.bundle_version,
             ),
             attempt=options.attempt,
             # For an operator's task Airflow's provider sends the events.

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lepton_airflow.access.engine import load_policy
 from lepton_airflow.access.guard import Guard
 from lepton_airflow.audit.canonical import digest
 from lepton_airflow.audit.event import Event
 from lepton_airflow.errors import AccessDenied, AuditTampered, BudgetError, LeptonError
 from lepton_airflow.jobs.release_aggregates import ReleaseAggregatesSpec, record
-from lepton_airflow.jobs.runner import Caller, audit_log_of
+from lepton_airflow.jobs.runner import Caller, audit_log_of, loaded_policy
 from lepton_airflow.jobs.spec import parse_spec
 from lepton_airflow.privacy.document import build_document
 from lepton_airflow.privacy.ledger import Ledger
@@ -206,7 +205,7 @@ def publish_release(run_key: str, *, settings: Settings, caller: Caller | None =
 def _guard(audit: AuditLog, settings: Settings, drawn: DrawnRelease, principal: str) -> Guard:
     return Guard(
         log=audit,
-        policy=load_policy(settings),
+        policy=loaded_policy(settings, audit),
         principal=principal,
         spec_digest=drawn.release.spec_digest,
         environment=settings.environment,

@@ -16,7 +16,7 @@ from lepton_airflow.access.guard import Guard
 from lepton_airflow.audit import runs
 from lepton_airflow.audit.canonical import digest
 from lepton_airflow.audit.database import connect
-from lepton_airflow.audit.event import Actor, Event
+from lepton_airflow.audit.event import Actor, Detail, Event
 from lepton_airflow.audit.log import AuditLog
 from lepton_airflow.columnar.publish import Commit, Publication, Written
 from lepton_airflow.errors import EmptyTable, LeptonError, MissingColumn, SpecError
@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from sqlalchemy import Engine
 
+    from lepton_airflow.access.request import PolicyEngine
     from lepton_airflow.columnar.parquet_encryption import FileKeys
     from lepton_airflow.keys.reference import KeysetReference
     from lepton_airflow.settings import Settings
 
+#: The action of the event that a policy was loaded.
+POLICY = "policy.load"
 #: Every job, and the model of its spec.
 JOBS: Mapping[str, str] = {
     "decrypt_columns": "DecryptColumnsSpec",
@@ -55,11 +58,13 @@ class Caller:
 
     :param on_behalf_of: the user who triggered the run
     :param owner: the owner of the DAG or the script
+    :param team: Airflow's team of the DAG
     :param bundle_version: the version of the DAG bundle
     """
 
     on_behalf_of: str | None = None
     owner: str | None = None
+    team: str | None = None
     bundle_version: str | None = None
 
 
@@ -270,7 +275,7 @@ def _run_job(
             spec = parse_spec(model, fields)
             # The digest is of the validated spec: two ways to write the same spec are one spec.
             spec_digest = digest(spec.model_dump(mode="json"))
-            policy = load_policy(settings)
+            policy = loaded_policy(settings, audit)
             observation.policy_digest = policy.digest
             guard = Guard(
                 log=audit,
@@ -331,7 +336,7 @@ def audit_log_of(settings: Settings, run_key: str, caller: Caller | None) -> Ite
         principal=identity.name,
         on_behalf_of=caller.on_behalf_of,
         owner=caller.owner,
-        team=None,
+        team=caller.team,
         host=socket.gethostname(),
         bundle_version=caller.bundle_version,
     )
@@ -343,6 +348,22 @@ def audit_log_of(settings: Settings, run_key: str, caller: Caller | None) -> Ite
             audit.close()
     finally:
         engine.dispose()
+
+
+def loaded_policy(settings: Settings, audit: AuditLog) -> PolicyEngine:
+    """The policy of the settings; that it was loaded, or could not be, is in the audit.
+
+    :raises LeptonError: it could not be
+    """
+    details: dict[str, Detail] = {"engine": settings.policy_engine, "file": str(settings.policy)}
+    try:
+        policy = load_policy(settings)
+    except LeptonError as error:
+        failure = {**details, "error": error.code, "text": str(error)}
+        audit.append(Event(action=POLICY, phase="failure", details=failure))
+        raise
+    audit.append(Event(action=POLICY, phase="note", policy_digest=policy.digest, details=details))
+    return policy
 
 
 def _load(name: str) -> tuple[type[JobSpec], Callable[[Any, Job], dict[str, Any]]]:

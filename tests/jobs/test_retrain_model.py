@@ -97,7 +97,8 @@ def events(home: Settings, action: str | None = None) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         payloads = connection.execute(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id)).scalars().all()
     engine.dispose()
-    found = [event for event in map(json.loads, payloads) if event["phase"] != "close"]
+    operations = (event for event in map(json.loads, payloads) if event["action"] != "policy.load")
+    found = [event for event in operations if event["phase"] != "close"]
     return [event for event in found if event["action"] == action] if action else found
 
 
