@@ -152,6 +152,29 @@ def reading(engine: sql.Engine) -> Iterator[sql.Connection]:
         yield connection
 
 
+def require_reachable(engine: sql.Engine) -> None:
+    """Ask the database for something, so that work whose outcome could not be recorded stops before it shows.
+
+    :raises AuditUnavailable: it cannot be reached
+    """
+    require_file(engine)
+    with engine.connect() as connection:
+        connection.execute(sql.select(run_table.c.run_key).limit(1))
+
+
+def require_file(engine: sql.Engine) -> None:
+    """Check that SQLite's file is still there: what is written through an open connection would be lost with a removed one.
+
+    :raises AuditUnavailable: it is not
+    """
+    if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").exists():
+        raise AuditUnavailable(
+            "The audit database's file is gone.",
+            place=str(engine.url.database),
+            remedy="Nothing is done without the audit. Put it back where it was.",
+        )
+
+
 def migrate(engine: sql.Engine) -> None:
     """Bring the schema to this package's version; safe to call from several processes at once.
 

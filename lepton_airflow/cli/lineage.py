@@ -66,10 +66,12 @@ def show(
 
 def _graph(settings: Settings) -> Graph:
     from lepton_airflow.audit.database import connect
+    from lepton_airflow.cli.audit_search import say_archived
     from lepton_airflow.lineage.graph import read_graph
 
     engine = connect(settings)
     try:
+        say_archived(engine)
         return read_graph(engine)
     finally:
         engine.dispose()

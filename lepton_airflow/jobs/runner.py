@@ -15,7 +15,7 @@ from lepton_airflow.access.engine import load_policy
 from lepton_airflow.access.guard import Guard
 from lepton_airflow.audit import runs
 from lepton_airflow.audit.canonical import digest
-from lepton_airflow.audit.database import connect
+from lepton_airflow.audit.database import connect, require_reachable
 from lepton_airflow.audit.event import Actor, Detail, Event
 from lepton_airflow.audit.log import AuditLog
 from lepton_airflow.columnar.publish import Commit, Publication, Written
@@ -162,10 +162,17 @@ class Job:
 
         :param write: given the folder to write, or None if the target has no path
         :raises TargetExists: see :meth:`committed`
+        :raises AuditUnavailable: the outcome could not be recorded; a target that is a path stays as it was
         """
         if target.path is None:
             return write(None)
-        commit = self._publication(target.path).publish(write, mode=target.mode)
+
+        def written(folder: str) -> Written:
+            made = write(folder)
+            require_reachable(self.engine)
+            return made
+
+        commit = self._publication(target.path).publish(written, mode=target.mode)
         return Written(commit.rows, commit.details)
 
     def qualified(self, path: str) -> str:

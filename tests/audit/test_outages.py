@@ -109,13 +109,25 @@ def away(engine: sql.Engine) -> Iterator[None]:
     other.dispose()
 
 
+@contextmanager
+def removed(engine: sql.Engine) -> Iterator[None]:
+    """SQLite's file is moved away while connections to it are open."""
+    file = Path(engine.url.database or "")
+    elsewhere = file.with_name("elsewhere")
+    file.rename(elsewhere)
+    yield
+    assert not file.exists(), "a new database was made in its place"
+    elsewhere.rename(file)
+
+
 @pytest.mark.parametrize("when", ["before the intent", "during the work"])
 def test_a_database_that_disappears_stops_the_operation(
-    postgresql_engine: sql.Engine, signer: Signer, tmp_path: Path, when: str
+    engine: sql.Engine, signer: Signer, tmp_path: Path, when: str
 ) -> None:
+    gone = away if engine.dialect.name == "postgresql" else removed
     (tmp_path / "policy.yaml").write_text(POLICY)
     policy = Policy.load(tmp_path / "policy.yaml")
-    log = AuditLog(postgresql_engine, actor=Actor(principal="tester", host="here"), run_key="run")
+    log = AuditLog(engine, actor=Actor(principal="tester", host="here"), run_key="run")
     guard = Guard(log=log, policy=policy, principal="tester", spec_digest="d")
     log.append(Event(action="encrypt", phase="note"))
     worked = []
@@ -124,18 +136,18 @@ def test_a_database_that_disappears_stops_the_operation(
         with guard.operation(action="decrypt", dataset="clinic", columns=("email",), purpose="test"):
             worked.append(True)
             if when == "during the work":
-                outage.enter_context(away(postgresql_engine))
+                outage.enter_context(gone(engine))
 
     from contextlib import ExitStack
 
     with ExitStack() as outage:
         if when == "before the intent":
-            outage.enter_context(away(postgresql_engine))
+            outage.enter_context(gone(engine))
         with pytest.raises(AuditUnavailable) as caught:
             operate()
         assert not caught.value.final, "a retry may help"
     assert bool(worked) == (when == "during the work")
     log.close()
-    seal(postgresql_engine, signer=signer, exports=[])
-    report = verify(postgresql_engine, verifier=signer.verifier, exports=[])
+    seal(engine, signer=signer, exports=[])
+    report = verify(engine, verifier=signer.verifier, exports=[])
     assert (report.findings, report.tree_size) == ((), 3 if worked else 2)

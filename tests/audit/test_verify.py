@@ -582,7 +582,7 @@ def test_an_event_before_the_earlier_checkpoint_is_not_missing(sqlite_engine: sq
 
 @pytest.mark.parametrize("shift", [-3600, 3600], ids=["back", "into the future"])
 def test_a_clock_that_jumps_is_a_warning_with_its_leaf(
-    sqlite_engine: sql.Engine, signer: Signer, monkeypatch: pytest.MonkeyPatch, shift: int, write: Any
+    engine: sql.Engine, signer: Signer, monkeypatch: pytest.MonkeyPatch, shift: int, write: Any
 ) -> None:
     from datetime import datetime, timedelta
 
@@ -593,11 +593,11 @@ def test_a_clock_that_jumps_is_a_warning_with_its_leaf(
         def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
             return datetime.now(tz) + timedelta(seconds=shift)
 
-    write(sqlite_engine, 3)
+    write(engine, 3)
     monkeypatch.setattr(module, "datetime", Shifted)
-    [event] = write(sqlite_engine, 1, close=False)
-    seal(sqlite_engine, signer=signer, exports=[])
-    report = verify(sqlite_engine, verifier=signer.verifier, exports=[])
+    [event] = write(engine, 1, close=False)
+    seal(engine, signer=signer, exports=[])
+    report = verify(engine, verifier=signer.verifier, exports=[])
     assert (report.ok, report.findings) == (True, ())
     assert [(warning.kind, warning.position) for warning in report.warnings] == [("clock", f"leaf 4 (event {event})")]
 
