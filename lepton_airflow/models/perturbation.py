@@ -113,16 +113,17 @@ class Perturbation:
         """
         space = self.space
         movable = space.unit > 0
-        difference = moved.astype(np.float64) - x
-        wrong = ~movable & (difference != 0)
+        finite = np.isfinite(moved)
+        difference = np.where(finite, moved, x).astype(np.float64) - x
+        wrong = ~finite | ~movable & (difference != 0)
         wrong |= (moved < space.low) | (moved > space.high)
         wrong |= space.integer & (moved != np.rint(moved))
         wrong |= space.increasing & (difference < 0) | space.decreasing & (difference > 0)
         # x + d * unit lies on the grid of single precision.
-        rounding = 2.0**-23 * np.maximum(np.abs(x), np.abs(moved))
+        rounding = 2.0**-23 * np.maximum(np.abs(x), np.abs(x + difference))
         d = np.where(movable, np.maximum(np.abs(difference) - rounding, 0) / np.where(movable, space.unit, 1), 0)
         size = d.max(axis=1) if space.norm == "linf" else np.sqrt((d**2).sum(axis=1))
-        found = wrong.any(axis=1) | (size > epsilon * (1 + _TOLERANCE)) | ~np.isfinite(moved).all(axis=1)
+        found = wrong.any(axis=1) | (size > epsilon * (1 + _TOLERANCE))
         for group in space.one_hot:
             members = moved[:, group]
             found |= (np.count_nonzero(members == 1, axis=1) != 1) | (np.count_nonzero(members, axis=1) != 1)

@@ -5,7 +5,6 @@ oscillates or stands still.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,10 +27,11 @@ RISING_SHARE = 0.75
 def checkpoints(steps: int) -> tuple[int, ...]:
     """After which steps the step length is looked at again: w_j = ceil(p_j * steps), further and further apart backwards
     in time (section 3.3 of the paper)."""
-    shares = [0.0, 0.22]
-    while shares[-1] < 1:
-        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
-    return tuple(sorted({math.ceil(share * steps) for share in shares if 0 < share <= 1}))
+    # In hundredths, exactly.
+    shares = [0, 22]
+    while shares[-1] < 100:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 3, 6))
+    return tuple(sorted({-(-share * steps // 100) for share in shares if 0 < share <= 100}))
 
 
 class _State(NamedTuple):
