@@ -126,7 +126,8 @@ def events(home: Settings) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         payloads = connection.execute(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id)).scalars().all()
     engine.dispose()
-    return [event for event in map(json.loads, payloads) if event["phase"] != "close"]
+    operations = (event for event in map(json.loads, payloads) if event["action"] != "policy.load")
+    return [event for event in operations if event["phase"] != "close"]
 
 
 def copied(model: Path, target: Path, **card: Any) -> Path:
