@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -29,6 +30,8 @@ from lepton_airflow.settings import Settings
 pytestmark = pytest.mark.slow
 MEASUREMENTS = ("mean_radius", "mean_texture", "mean_concave_points", "worst_area", "worst_smoothness")
 QUICK = {"epsilons": [0.5], "steps": 20, "restarts": 2, "apgd_steps": 30, "square_queries": 100}
+NARROW = {"norm": "linf", "epsilon": 0.1, "units": "standard deviations"}
+DAGS = Path(__file__).parents[2] / "dags"
 #: Patients whom the model was trained on; the others come later.
 TRAINED_ON = 380
 
@@ -209,7 +212,22 @@ def test_people_whom_the_model_was_trained_on_are_refused(home: Settings, model:
     old = {"name": "clinic.visits", "path": tables["old"]}
     with pytest.raises(GateRefused, match="overlap: 5 privacy units"):
         gate(home, spec(tables["mixed"], model, trained_on=old), "second")
-    assert gate(home, spec(tables["new"], model, trained_on=old), "third")["gate"] == "passed"
+
+
+def test_the_example_gates_the_clinics_model_on_new_patients(
+    home: Settings, model: Path, tables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.policy.write_text(home.policy.read_text().replace("[test]", "[test, diagnosis model]"))
+    copied(model, tmp_path / "models" / "diagnosis")
+    for name, kind in (("visits", "old"), ("new_visits", "new")):
+        shutil.copytree(tables[kind], tmp_path / "protected" / name)
+    monkeypatch.syspath_prepend(str(DAGS))
+    (task,) = importlib.import_module("examples_robustness_gate").examples_robustness_gate().tasks
+    fields = json.loads(json.dumps(task._spec()).replace("{{ var.value.clinic_data }}", str(tmp_path)))
+    summary = gate(home, fields | {"evaluation": QUICK, "threat_model": NARROW})
+    assert summary["gate"] == "passed"
+    read = {event["dataset"] for event in events(home) if event["action"] == "evaluate"}
+    assert read == {"clinic.visits", "clinic.new_visits"}
 
 
 def test_a_model_is_compared_with_the_champion_on_the_same_examples(
