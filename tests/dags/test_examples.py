@@ -145,7 +145,7 @@ def test_to_rotate_is_not_to_read_and_science_never_learns_names(clinic: SimpleN
 def test_only_the_trainer_retrains_on_an_update_and_looks_for_a_drift(spark: Any, protected: SimpleNamespace) -> None:
     quick = {
         "training": {"epochs": 20, "hidden": [32]},
-        "evaluation": {"epsilons": [], "steps": 5, "restarts": 1},
+        "evaluation": {"epsilons": [], "steps": 20, "restarts": 1, "apgd_steps": 20, "square_queries": 50},
         "gate": {"minimum_clean_accuracy": 0.5, "minimum_robust_accuracy": 0.0},
     }
     job, spec = job_of("examples_retrain_on_update", "retrain", protected.data)

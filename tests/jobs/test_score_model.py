@@ -80,7 +80,7 @@ def champion(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "features": list(MEASUREMENTS),
         "threat_model": {"norm": "linf", "epsilon": 0.25, "units": "standard deviations"},
         "training": {"epochs": 15, "hidden": [16]},
-        "evaluation": {"epsilons": [], "steps": 5, "restarts": 1},
+        "evaluation": {"epsilons": [], "steps": 20, "restarts": 1, "apgd_steps": 20, "square_queries": 50},
         "gate": {"minimum_clean_accuracy": 0.7, "minimum_robust_accuracy": 0.5},
         "target": str(folder / "models" / "diagnosis"),
         "purpose": "test",

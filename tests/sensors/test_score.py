@@ -65,7 +65,7 @@ def data(spark: Any, home: Settings, tmp_path: Path) -> Path:
         "features": ["size", "weight"],
         "threat_model": {"norm": "linf", "epsilon": 0.1, "units": "standard deviations"},
         "training": {"epochs": 20, "hidden": [8], "batch_size": 32, "learning_rate": 0.03},
-        "evaluation": {"epsilons": [], "steps": 2, "restarts": 1},
+        "evaluation": {"epsilons": [], "steps": 20, "restarts": 1, "apgd_steps": 20, "square_queries": 50},
         "gate": {"minimum_clean_accuracy": 0.9, "minimum_robust_accuracy": 0.5},
         "target": str(tmp_path / "models" / "diagnosis"),
         "purpose": "test",

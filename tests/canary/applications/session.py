@@ -54,7 +54,7 @@ training = {
     "features": ["card", "reading"],
     "threat_model": {"norm": "linf", "epsilon": 0.05, "units": "standard deviations"},
     "training": {"epochs": 20, "hidden": [16]},
-    "evaluation": {"epsilons": [], "steps": 10, "restarts": 1},
+    "evaluation": {"epsilons": [], "steps": 20, "restarts": 1, "apgd_steps": 20, "square_queries": 50},
     "gate": {"minimum_clean_accuracy": 0.8, "minimum_robust_accuracy": 0.5},
     "target": model,
     "purpose": "test",
