@@ -44,3 +44,14 @@ class Clock:
             self._producers.pop(producer, None)
         else:
             self._producers[producer] = (sequence, time)
+
+    def follow(self, producer: str, sequence: int, time: datetime) -> bool:
+        """Take in events behind the last one, of its producer and none before it; False, and nothing done, if one is odd.
+
+        :param sequence: the last one's number, as ``time`` is its time: the latest
+        """
+        if time - self._now > LOG_TOLERANCE:
+            return False
+        self._before = time
+        self._producers[producer] = (sequence, time)
+        return True

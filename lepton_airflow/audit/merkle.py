@@ -40,14 +40,20 @@ class Frontier:
     def nodes(self) -> tuple[bytes, ...]:
         return tuple(self._nodes)
 
-    def append(self, hashed: bytes) -> None:
-        """Add one leaf, given as its leaf hash."""
-        size = self.size
+    def append(self, hashed: bytes, *, level: int = 0) -> None:
+        """Add one leaf, given as its leaf hash, or a complete subtree.
+
+        :param level: the subtree has 2**level leaves, and the tree so far a multiple of that
+        :raises ValueError: the tree's size is no such multiple
+        """
+        size = self.size >> level
+        if size << level != self.size:
+            raise ValueError("a subtree must begin at a multiple of its size")
+        self.size += 1 << level
         while size & 1:
             hashed = node_hash(self._nodes.pop(), hashed)
             size >>= 1
         self._nodes.append(hashed)
-        self.size += 1
 
     def root(self) -> bytes:
         """The root of the tree so far."""
@@ -65,6 +71,27 @@ def root(leaves: Iterable[bytes]) -> bytes:
     for hashed in leaves:
         frontier.append(hashed)
     return frontier.root()
+
+
+def subtrees(leaves: Sequence[bytes], *, first: int) -> list[tuple[int, bytes]]:
+    """The largest complete subtrees over some leaves of a tree, from left to right: each one's level and root.
+
+    :param leaves: leaf hashes
+    :param first: the position of the first of them
+    """
+    sha256 = hashlib.sha256
+    left: list[tuple[int, bytes]] = []
+    right: list[tuple[int, bytes]] = []
+    nodes, level = list(leaves), 0
+    while nodes:
+        if first & 1:
+            left.append((level, nodes[0]))
+            nodes, first = nodes[1:], first + 1
+        if len(nodes) & 1:
+            right.append((level, nodes.pop()))
+        nodes = [sha256(b"\x01" + one + other).digest() for one, other in zip(nodes[::2], nodes[1::2], strict=True)]
+        first, level = first >> 1, level + 1
+    return left + right[::-1]
 
 
 def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:

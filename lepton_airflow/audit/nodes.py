@@ -56,11 +56,13 @@ def _leaf_hashes(connection: sql.Connection, first: int, stop: int) -> list[byte
 class StoredTree:
     """The tree of the first ``size`` sealed leaves, as the stored hashes say it is.
 
+    :param stored: False takes the leaves' hashes alone
     :raises ValueError: from every method, when leaves are missing
     """
 
-    def __init__(self, connection: sql.Connection, *, size: int) -> None:
+    def __init__(self, connection: sql.Connection, *, size: int, stored: bool = True) -> None:
         self.size = size
+        self._levels = _LEVELS if stored else ()
         self._connection = connection
         self._nodes: dict[tuple[int, int], bytes] = {}
         self._loaded: set[tuple[int, int]] = set()
@@ -81,7 +83,7 @@ class StoredTree:
         """The root over the leaves from ``start`` up to, not including, ``stop``: a subtree of RFC 6962's recursion."""
         width = stop - start
         level = width.bit_length() - 1
-        if width == 1 << level and level in _LEVELS:
+        if width == 1 << level and level in self._levels:
             stored = self._stored(level, start >> level)
             if stored is not None:
                 return stored

@@ -14,6 +14,7 @@ from lepton_airflow.audit.clock import Clock
 from lepton_airflow.audit.event import SCHEMA, event_id_of
 from lepton_airflow.audit.findings import Finding, Leaf
 from lepton_airflow.audit.log import PRODUCER
+from lepton_airflow.audit.series import Series
 from lepton_airflow.errors import InvalidData
 
 #: Of a longer run of missing numbers, only so many events are named.
@@ -73,6 +74,30 @@ class Producers:
                 yield Finding("malformed", leaf.position, "The closing event does not count the events before it.")
             del self._open[producer_id]
             self._finished += [(producer_id, producer)] if producer.missing else []
+
+    def follow(self, series: Series) -> bool:
+        """Take in the leaves of a series behind its first, which was checked just now.
+
+        :returns: False, and nothing is done, if they have to be checked one by one
+        """
+        last = series.last
+        producer = None if last is None else self._open.get(last.producer)
+        if last is None or producer is None or producer.last is None or producer.last.tree_index != series.index:
+            return False
+        if not self._clock.follow(str(last.producer), last.sequence, last.time):
+            return False
+        producer.next_sequence = last.sequence + 1
+        index = series.index + series.count - 1
+        # Of the last leaf only its place and its hash will be asked for.
+        producer.last = Leaf(
+            row=index,
+            event_id=last.event_id.decode(),
+            payload=b"",
+            stored_hash=last.hashed,
+            actual_hash=last.hashed,
+            tree_index=index,
+        )
+        return True
 
     def skip(self, leaf: Leaf) -> None:
         """Take in a leaf whose payload cannot be trusted: the event id beside it says whose it was."""

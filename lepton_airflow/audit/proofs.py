@@ -1,12 +1,12 @@
 """Merkle proofs from the stored log: that it holds an event, and that one state of it extends another.
 
-Both are made in one pass over the leaf hashes, with O(log n) of them in memory, and are held against a signed checkpoint before
-they are handed out: otherwise a proof that does not hold would only be noticed by whoever it is given to.
+Both are made of the stored subtrees (see :mod:`lepton_airflow.audit.nodes`). Proofs of events are held against a signed
+checkpoint before they are handed out: otherwise one that does not hold would only be noticed by whoever it is given to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,9 @@ from lepton_airflow.audit.archived import refuse_archived
 from lepton_airflow.audit.canonical import canonical_json, parse_canonical
 from lepton_airflow.audit.checkpoint import Checkpoint, Verifier
 from lepton_airflow.audit.database import checkpoint_table, leaf_table, reading
-from lepton_airflow.audit.merkle import consistency_proof, inclusion_proofs, leaf_hash, verify_inclusion
+from lepton_airflow.audit.merkle import leaf_hash, verify_inclusion
+from lepton_airflow.audit.nodes import StoredTree
 from lepton_airflow.errors import AuditTampered, EventNotSealed, InvalidData
-
-_CHUNK = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,21 +98,26 @@ def prove_events(
         if checkpoint is None or note is None:
             raise InvalidData("No events are to be proved.", place="audit log", remedy="Name at least one.")
         try:
-            top, paths = inclusion_proofs(
-                _leaf_hashes(connection), size=checkpoint.tree_size, indices=[row.tree_index for row in rows]
-            )
+            return note, _proven(connection, rows, checkpoint)
         except ValueError:
             raise _tampered("The log has fewer events than its latest checkpoint signs.", "audit log") from None
-    if top != checkpoint.root_hash:
+
+
+def _proven(connection: sql.Connection, rows: Sequence[Any], checkpoint: Checkpoint) -> dict[str, ProvenLeaf]:
+    for stored in (True, False):  # a stored subtree that was changed is no reason to have no proof
+        tree = StoredTree(connection, size=checkpoint.tree_size, stored=stored)
+        proven = {
+            row.event_id: ProvenLeaf(
+                index=row.tree_index, payload=row.payload, path=tuple(tree.inclusion_path(row.tree_index))
+            )
+            for row in rows
+        }
+        changed = [event_id for event_id, leaf in proven.items() if not leaf.is_in(checkpoint)]
+        if not changed:
+            return proven
+    if tree.root() != checkpoint.root_hash:
         raise _tampered("The stored hashes are not those that the latest checkpoint signs.", "audit log")
-    proven = {
-        row.event_id: ProvenLeaf(index=row.tree_index, payload=row.payload, path=tuple(paths[row.tree_index]))
-        for row in rows
-    }
-    for event_id, leaf in proven.items():
-        if not leaf.is_in(checkpoint):
-            raise _tampered("The stored event is not the one that was sealed.", f"event {event_id}")
-    return note, proven
+    raise _tampered("The stored event is not the one that was sealed.", f"event {changed[0]}")
 
 
 def prove_extension(engine: sql.Engine, *, old_size: int, size: int) -> list[bytes]:
@@ -124,21 +128,17 @@ def prove_extension(engine: sql.Engine, *, old_size: int, size: int) -> list[byt
     :raises InvalidData: ``old_size`` is not between 0 and ``size``, or the log has not so many sealed events
     """
     with reading(engine) as connection:
+        last = connection.scalar(sql.select(sql.func.max(leaf_table.c.tree_index)))
         try:
-            return consistency_proof(_leaf_hashes(connection), old_size, size=size)
+            if last is None or size > last + 1:
+                raise ValueError("there are fewer leaves than the tree has")
+            return StoredTree(connection, size=size).consistency_path(old_size)
         except ValueError as error:
             raise InvalidData(
                 f"There is no such proof: {error}.",
                 place=f"audit log, {old_size} to {size} events",
                 remedy="Take the sizes from two signed checkpoints of this log.",
             ) from None
-
-
-def _leaf_hashes(connection: sql.Connection) -> Iterator[bytes]:
-    """The hashes of the sealed leaves, in the order of the tree."""
-    columns = leaf_table.c
-    query = sql.select(columns.leaf_hash).where(columns.tree_index.is_not(None)).order_by(columns.tree_index)
-    return (bytes(row.leaf_hash) for row in connection.execution_options(yield_per=_CHUNK).execute(query))
 
 
 def _tampered(rule: str, place: str) -> AuditTampered:

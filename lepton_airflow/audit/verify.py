@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sql
 
 from lepton_airflow.audit.archive import check_archive
 from lepton_airflow.audit.archived import Archived, archived_stop, read_archived
+from lepton_airflow.audit.blocks import INTEGRITY_CHECKS, Block, Task
 from lepton_airflow.audit.checkpoint import Checkpoint, Verifier
 from lepton_airflow.audit.database import checkpoint_table, leaf_table, reading
 from lepton_airflow.audit.export import Export
 from lepton_airflow.audit.findings import Finding, Leaf, VerificationReport, leaves
 from lepton_airflow.audit.locate import Placed, locate
-from lepton_airflow.audit.merkle import EMPTY_ROOT, HASH_BYTES, Frontier, leaf_hash, root
+from lepton_airflow.audit.merkle import EMPTY_ROOT, HASH_BYTES, Frontier, root
 from lepton_airflow.audit.nodes import StoredTree
 from lepton_airflow.audit.producers import Producers
 from lepton_airflow.audit.quorum import Quorum
+from lepton_airflow.audit.rows import Blocks, is_whole, raw, stored_leaves
 from lepton_airflow.errors import AuditTampered
 
 __all__ = ["EXPLANATION", "Finding", "VerificationReport", "verify"]
@@ -64,6 +64,9 @@ def verify(
     progress: Callable[[int, int], None] | None = None,
 ) -> VerificationReport:
     """Verify the whole log in one snapshot of the database; neither writers nor the sealer wait for it.
+
+    Of a long log in SQLite a second process reads a part, in a snapshot of its own that is not older (see
+    :class:`lepton_airflow.audit.rows.Blocks`). Where anything is odd the rows are read one by one, in the first snapshot.
 
     :param verifier: the sealer's public key, from a place that the database's owner cannot change
     :param exports: the folders to which the sealer copies its checkpoints
@@ -108,6 +111,7 @@ class _Verification:
     :param cosigned: checkpoints with the cosignatures of witnesses, and where they are
     :param witnessed: the sizes of those
     :param emptied: sealed leaves that have no payload, although no archive has it
+    :param damage: what SQLite's own check said of each table, if a second process made it
     :param disagreeing: sealed leaves whose payload and recorded hash do not agree: their texts by position in the tree
     """
 
@@ -130,6 +134,7 @@ class _Verification:
     cosigned: list[tuple[str, str]] = field(default_factory=list)
     witnessed: set[int] = field(default_factory=set)
     emptied: set[int] = field(default_factory=set)
+    damage: dict[str, list[str]] | None = None
     frontier: Frontier = field(default_factory=Frontier)
     producers: Producers = field(default_factory=Producers)
 
@@ -188,7 +193,7 @@ class _Verification:
         """Check the database's own checkpoints, and that they and the exported ones are the same."""
         own: set[int] = set()
         columns = checkpoint_table.c
-        for row in connection.execute(sql.select(columns.tree_size, _raw(connection, columns.note).label("note"))):
+        for row in connection.execute(sql.select(columns.tree_size, raw(connection, columns.note).label("note"))):
             position = f"checkpoint {row.tree_size} of the database"
             checkpoint = self._checkpoint(row.note.decode(errors="replace"), position)
             if checkpoint is not None and checkpoint.tree_size != row.tree_size:
@@ -251,23 +256,12 @@ class _Verification:
         """Recompute the tree, and follow the producers through sealed and unsealed events."""
         total = (connection.scalar(sql.select(sql.func.count()).select_from(leaf_table)) or 0) - self.start
         self._compare_root()
-        both = chain(self._leaves(connection, start=self.start), _leaves(connection, sealed=False))
-        for done, leaf in enumerate(both):
-            if leaf.tree_index is not None:
-                self._take_sealed(leaf, leaf.tree_index)
-            else:
-                self.unsealed += 1
-            if leaf.archived:
-                pass  # its payload is checked with its archive
-            elif leaf.actual_hash == leaf.stored_hash:
-                for finding in self.producers.check(leaf):
-                    self.add(finding.kind, finding.position, finding.text)
-            else:
-                self.producers.skip(leaf)
-                if leaf.tree_index is None:
-                    self._add_changed(leaf.position, emptied=not leaf.payload)
-            if progress is not None and (done % _CHUNK == 0 or done == total - 1):
-                progress(done + 1, total)
+        done, told = 0, 0
+        for count in self._taken(connection):
+            done += count
+            if progress is not None and (done >= told + _CHUNK or done == total):
+                told = done
+                progress(done, total)
 
         def unread(event_id: str) -> bool:
             columns = leaf_table.c
@@ -282,6 +276,60 @@ class _Verification:
                 f"{self.producers.open_count} producers have not closed (they still run, or were killed): events cut"
                 " off their ends before sealing would not show."
             )
+
+    def _taken(self, connection: sql.Connection) -> Iterator[int]:
+        """Take in every leaf, in blocks as far as nothing is odd about them; yield how many were taken at a time."""
+        if is_whole(connection, start=self.start, stop=self.size):
+            blocks = Blocks(connection, start=self.start, stop=self.size, cuts=self.signed)
+            for task, block in blocks:
+                if block is None or self.gaps:
+                    yield sum(map(self._take, self._leaves(connection, start=task.first, stop=task.stop)))
+                else:
+                    self._take_block(connection, task, block)
+                    yield task.stop - task.first
+            self.damage = blocks.damage
+        else:
+            yield from map(self._take, self._leaves(connection, start=self.start))
+        yield from map(self._take, stored_leaves(connection, sealed=False))
+
+    def _take_block(self, connection: sql.Connection, task: Task, block: Block) -> None:
+        for piece in block.pieces:
+            for level, node in piece:
+                self.frontier.append(node, level=level)
+            self._compare_root()
+        self.next_index = task.stop
+        for series in block.series:
+            first = Leaf(
+                row=series.index,
+                event_id=series.event_id.decode(errors="replace"),
+                payload=series.payload,
+                stored_hash=series.hashed,
+                actual_hash=series.hashed,
+                tree_index=series.index,
+            )
+            self._follow_producer(first)
+            if series.count > 1 and not self.producers.follow(series):
+                for leaf in self._leaves(connection, start=series.index + 1, stop=series.index + series.count):
+                    self._follow_producer(leaf)
+
+    def _take(self, leaf: Leaf) -> int:
+        if leaf.tree_index is not None:
+            self._take_sealed(leaf, leaf.tree_index)
+        else:
+            self.unsealed += 1
+        if leaf.archived:
+            pass  # its payload is checked with its archive
+        elif leaf.actual_hash == leaf.stored_hash:
+            self._follow_producer(leaf)
+        else:
+            self.producers.skip(leaf)
+            if leaf.tree_index is None:
+                self._add_changed(leaf.position, emptied=not leaf.payload)
+        return 1
+
+    def _follow_producer(self, leaf: Leaf) -> None:
+        for finding in self.producers.check(leaf):
+            self.add(finding.kind, finding.position, finding.text)
 
     def _take_sealed(self, leaf: Leaf, index: int) -> None:
         if index > self.next_index:
@@ -370,15 +418,18 @@ class _Verification:
                 self.notes.append(f"{what}, which cannot be read from here: they were not checked, their hashes were.")
 
     def check_file(self, connection: sql.Connection) -> None:
-        """Let SQLite hold its indices against its rows: verification reads through the former, others may not."""
-        if connection.dialect.name == "sqlite":
-            for table in (leaf_table.name, checkpoint_table.name):
-                for line in connection.exec_driver_sql(f"PRAGMA integrity_check('{table}')").scalars():
-                    if line != "ok":
-                        self.add("damaged", f"table {table}", f"SQLite's own check says: {line}.")
+        """Let SQLite hold its indices against its rows, unless a second process has done so."""
+        if connection.dialect.name != "sqlite":
+            return
+        for table, check in INTEGRITY_CHECKS.items():
+            lines = connection.exec_driver_sql(check).scalars() if self.damage is None else self.damage[table]
+            for line in lines:
+                if line != "ok":
+                    self.add("damaged", f"table {table}", f"SQLite's own check says: {line}.")
 
-    def _leaves(self, connection: sql.Connection, *, start: int = 0) -> Iterator[Leaf]:
-        return _leaves(connection, sealed=True, start=start, archived=archived_stop(self.archives))
+    def _leaves(self, connection: sql.Connection, *, start: int = 0, stop: int | None = None) -> Iterator[Leaf]:
+        archived = archived_stop(self.archives)
+        return stored_leaves(connection, sealed=True, start=start, stop=stop, archived=archived)
 
     def _add_changed(self, position: str, *, emptied: bool) -> None:
         """A payload that is not the one of the hash beside it."""
@@ -425,45 +476,3 @@ class _Verification:
     def _is_signed(self, size: int, hashes: bytes) -> bool:
         parts = (hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES))
         return len(hashes) == size * HASH_BYTES and root(parts) in self.signed.get(size, [])
-
-
-def _leaves(connection: sql.Connection, *, sealed: bool, start: int = 0, archived: int = 0) -> Iterator[Leaf]:
-    """The sealed leaves in the order of the tree, or the others in the order of the table.
-
-    :param archived: sealed leaves below it may have no payload: then the hash that was recorded stands for it
-    """
-    columns = leaf_table.c
-    query = sql.select(
-        columns.id,
-        columns.tree_index,
-        _raw(connection, columns.event_id).label("event_id"),
-        _raw(connection, columns.payload).label("payload"),
-        _raw(connection, columns.leaf_hash).label("leaf_hash"),
-    )
-    if sealed:
-        query = query.where(columns.tree_index >= start if start else columns.tree_index.is_not(None))
-        query = query.order_by(columns.tree_index)
-    else:
-        query = query.where(columns.tree_index.is_(None)).order_by(columns.id)
-    for row in connection.execution_options(yield_per=_CHUNK).execute(query):
-        index, payload, stored = row.tree_index, row.payload or b"", row.leaf_hash or b""
-        in_archive = not payload and type(index) is int and 0 <= index < archived
-        yield Leaf(
-            row=row.id,
-            event_id=(row.event_id or b"").decode(errors="replace"),
-            payload=payload,
-            stored_hash=stored,
-            actual_hash=stored if in_archive else leaf_hash(payload),
-            # A damaged SQLite file can hold any type here; what is no position is none in the tree.
-            tree_index=index if index is None or type(index) is int else -1,
-            archived=in_archive,
-        )
-
-
-def _raw(connection: sql.Connection, column: sql.Column[Any]) -> sql.ColumnElement[bytes]:
-    """The bytes of a column as they are stored: a changed byte may have made them something else than text."""
-    if connection.dialect.name == "sqlite":
-        return sql.cast(column, sql.LargeBinary)
-    if isinstance(column.type, sql.LargeBinary):
-        return column
-    return sql.func.convert_to(column, "UTF8", type_=sql.LargeBinary)

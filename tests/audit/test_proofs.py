@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sql
 
 from lepton_airflow.audit.checkpoint import Checkpoint, Signer
-from lepton_airflow.audit.database import checkpoint_table, leaf_table
+from lepton_airflow.audit.database import checkpoint_table, leaf_table, node_table
 from lepton_airflow.audit.event import Actor, Event
 from lepton_airflow.audit.log import AuditLog
 from lepton_airflow.audit.merkle import consistency_proof, inclusion_proofs, verify_consistency
@@ -161,3 +161,16 @@ def test_the_events_of_a_run_are_found_by_its_key_alone(sqlite_engine: sql.Engin
     found = events_of_run(sqlite_engine, keys[0])
     assert [event["phase"] for event in found] == ["note", "close"]
     assert {event["run_key"] for event in found} == {keys[0]}
+
+
+def test_a_changed_subtree_beside_the_log_spoils_no_proof(
+    sqlite_engine: sql.Engine, signer: Signer, write: Callable[..., list[str]]
+) -> None:
+    """Events 300 and on have the stored subtree of the first 256 in their paths."""
+    log = AuditLog(sqlite_engine, actor=Actor(principal="p", host="h"), run_key="run")
+    ids = log.append_all([Event(action="encrypt", phase="note")] * 310)
+    checkpoint = seal(sqlite_engine, signer=signer, exports=[])
+    with sqlite_engine.begin() as connection:
+        assert connection.execute(node_table.update().values(hash=bytes(32))).rowcount == 1
+    _, leaves = prove_events(sqlite_engine, [ids[3], ids[305]], verifier=signer.verifier)
+    assert all(leaf.is_in(checkpoint) for leaf in leaves.values())

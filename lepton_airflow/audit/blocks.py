@@ -1,0 +1,116 @@
+"""Blocks: what one read of some hundred sealed leaves says, as little as the tree and the producers need.
+
+A block is made only of leaves of which nothing is odd by itself. Where anything is, there is none, and who asked for it looks at
+the rows one by one. So that a second process can make blocks, and start soon, this module needs no more than the standard library
+(and what reads canonical JSON).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from lepton_airflow.audit.merkle import subtrees
+from lepton_airflow.audit.series import Rows, Series, series_of
+
+#: Leaves in a block.
+BLOCK = 1024
+#: Of a block with more series than one for so many leaves nothing is gained.
+_LEAVES_PER_SERIES = 4
+#: As `lepton_airflow.audit.rows.stored_leaves` reads them.
+SQLITE_QUERY = (
+    "SELECT tree_index, CAST(event_id AS BLOB), CAST(payload AS BLOB), CAST(leaf_hash AS BLOB) FROM lepton_audit_leaf"
+    " WHERE tree_index >= ? AND tree_index < ? ORDER BY tree_index"
+)
+POSTGRESQL_QUERY = (
+    "SELECT tree_index, convert_to(event_id, 'UTF8'), convert_to(payload, 'UTF8'), leaf_hash FROM lepton_audit_leaf"
+    " WHERE tree_index >= %s AND tree_index < %s ORDER BY tree_index"
+)
+#: SQLite holds its indices against its rows: verification reads through the former, others may not.
+INTEGRITY_CHECKS = {
+    table: f"PRAGMA integrity_check('{table}')" for table in ("lepton_audit_leaf", "lepton_audit_checkpoint")
+}
+# The check looks up every row in every index: it would read the file's pages again and again.
+_CACHE_KIBIBYTES = 32 * 1024
+_MAPPED_BYTES = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Which leaves to read.
+
+    :param cuts: sizes of the tree at which its root will be asked for, behind ``first`` and up to ``stop``, which is one
+    """
+
+    first: int
+    stop: int
+    cuts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Leaves that stand where they should, each with the hash of its payload beside it.
+
+    :param pieces: for each of the task's cuts the subtrees from the cut before it up to there
+    """
+
+    pieces: list[list[tuple[int, bytes]]]
+    series: list[Series]
+
+
+def block_of(task: Task, rows: Sequence[tuple[Any, ...]]) -> Block | None:
+    """The block of what was read; None if the rows have to be looked at one by one."""
+    if len(rows) != task.stop - task.first:
+        return None
+    indices, event_ids, payloads, hashes = map(list, zip(*rows, strict=True))
+    if {*map(type, event_ids), *map(type, payloads)} != {bytes} or {*map(type, indices)} != {int}:
+        return None
+    sha256 = hashlib.sha256
+    actual = [sha256(b"\x00" + payload).digest() for payload in payloads]
+    if actual != hashes or indices != list(range(task.first, task.stop)):
+        return None
+    series = list(series_of(Rows(event_ids, payloads, actual), first=task.first))
+    if len(series) * _LEAVES_PER_SERIES > len(rows) + _LEAVES_PER_SERIES:
+        return None
+    pieces, first = [], task.first
+    for cut in task.cuts:
+        pieces.append(subtrees(actual[first - task.first : cut - task.first], first=first))
+        first = cut
+    return Block(pieces, series)
+
+
+def serve(database: str, descriptor: int) -> None:
+    """The whole of the second process: check a SQLite file, then make blocks of it until the other end closes the pipe.
+
+    It may map the file into memory: were the file cut meanwhile, only this process would be gone.
+    """
+    with suppress(EOFError, OSError), Connection(descriptor) as pipe:
+        connection = sqlite3.connect(f"{Path(database).absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        for setting in (f"cache_size = -{_CACHE_KIBIBYTES}", f"mmap_size = {_MAPPED_BYTES}"):
+            connection.execute(f"PRAGMA {setting}")
+        connection.execute("BEGIN")
+        pipe.send(_damage(connection))
+        while True:
+            task = pipe.recv()
+            try:
+                block = block_of(task, connection.execute(SQLITE_QUERY, (task.first, task.stop)).fetchall())
+            except sqlite3.Error:
+                block = None
+            pipe.send((task.first, block))
+
+
+def _damage(connection: sqlite3.Connection) -> dict[str, list[str]] | None:
+    """What SQLite says of each table, one line "ok" if nothing is wrong; None if it cannot tell."""
+    try:
+        return {
+            table: [line for (line,) in connection.execute(check).fetchall()]
+            for table, check in INTEGRITY_CHECKS.items()
+        }
+    except (sqlite3.Error, UnicodeDecodeError):
+        return None

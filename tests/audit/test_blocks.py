@@ -1,0 +1,345 @@
+"""Reading in blocks, with a second process or without, says of every log what reading it row by row says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sql
+
+from lepton_airflow.audit import rows as reading_module
+from lepton_airflow.audit import verify as verify_module
+from lepton_airflow.audit.canonical import canonical_json
+from lepton_airflow.audit.checkpoint import Signer
+from lepton_airflow.audit.database import leaf_table
+from lepton_airflow.audit.event import Actor, Event, LeafEncoder, event_id_of
+from lepton_airflow.audit.findings import Finding, Leaf
+from lepton_airflow.audit.merkle import Frontier, leaf_hash, root, subtrees
+from lepton_airflow.audit.producers import Producers
+from lepton_airflow.audit.sealer import seal
+from lepton_airflow.audit.series import Rows, series_of
+from lepton_airflow.audit.verify import VerificationReport, verify
+
+START = datetime(2026, 1, 31, 23, 59, 57, tzinfo=UTC)  # so that a log crosses a month's end
+ACTOR = Actor(principal="etl", host="here")
+Payload = dict[str, Any]
+
+
+def written(source: random.Random, *, producers: int, events: int) -> list[Payload]:
+    """What producers wrote: runs of like events, some of them interleaved, and some closings."""
+    leaves: list[Payload] = []
+    states: dict[uuid.UUID, tuple[int, bytes | None]] = {}
+    current = uuid.UUID(int=source.getrandbits(128), version=4)
+    for number in range(events):
+        if source.random() < producers / events:
+            current = uuid.UUID(int=source.getrandbits(128), version=4)
+        elif source.random() < 0.1 and states:
+            current = source.choice(list(states))
+        sequence, previous = states.get(current, (0, None))
+        closing = source.random() < 0.03
+        event = Event(action="encrypt", phase="note", dataset="été" if source.random() < 0.1 else "visits")
+        if closing:
+            event = Event(action="producer", phase="close", counts={"events": sequence})
+        leaf = LeafEncoder(actor=ACTOR, run_key="run", producer=current).encode(
+            event,
+            event_id=event_id_of(current, sequence),
+            sequence=sequence,
+            previous=previous,
+            time=f"{START + timedelta(milliseconds=40 * number):%Y-%m-%dT%H:%M:%S.%f}Z",
+        )
+        leaves.append(json.loads(leaf))
+        states[current] = (sequence + 1, leaf_hash(leaf))
+        if closing:
+            del states[current]
+            current = uuid.UUID(int=source.getrandbits(128), version=4)
+    return leaves
+
+
+def _set(field: str, value: Any) -> Callable[[Payload], Any]:
+    return lambda leaf: leaf.__setitem__(field, value)
+
+
+def _set_producer(field: str, change: Callable[[Any], Any]) -> Callable[[Payload], Any]:
+    return lambda leaf: leaf["producer"].__setitem__(field, change(leaf["producer"][field]))
+
+
+#: What a writer, or who edits before the seal, may do to an event; the tree then has it as it is.
+WRONGS: dict[str, Callable[[Payload], Any]] = {
+    "time goes back": _set("time", "2026-01-31T23:59:50.000000Z"),
+    "time goes far back": _set("time", "2025-01-31T23:59:50.000000Z"),
+    "time in the future": _set("time", "2199-01-31T23:59:50.000000Z"),
+    "no such day": _set("time", "2026-01-32T00:00:01.000000Z"),
+    "no such second": _set("time", "2026-01-31T23:59:61.000000Z"),
+    "no such minute": _set("time", "2026-01-31T23:60:00.000000Z"),
+    "another form of time": _set("time", "2026-02-01T00:00:01.000+00:00"),
+    "no time": _set("time", None),
+    "event id": _set("event_id", str(uuid.UUID(int=7, version=5))),
+    "event id in capitals": lambda leaf: leaf.__setitem__("event_id", leaf["event_id"].upper()),
+    "no event id": _set("event_id", "x"),
+    "schema": _set("schema", "lepton.audit.event/2"),
+    "phase": _set("phase", "close"),
+    "another field": _set("dataset", "visitz"),
+    "more fields": _set("zeal", {"a": [1, 2.5]}),
+    "more of the producer": lambda leaf: leaf["producer"].__setitem__("x", 1),
+    "previous": _set_producer("previous", lambda _: hashlib.sha256(b"x").hexdigest()),
+    "previous in capitals": _set_producer("previous", lambda text: text and text.upper()),
+    "no previous": _set_producer("previous", lambda _: None),
+    "number behind": _set_producer("sequence", lambda number: max(number - 1, 0)),
+    "number ahead": _set_producer("sequence", lambda number: number + 1),
+    "number below zero": _set_producer("sequence", lambda number: -1 - number),
+    "number as text": _set_producer("sequence", str),
+    "producer": _set_producer("id", lambda _: str(uuid.UUID(int=9, version=4))),
+    "producer in capitals": _set_producer("id", str.upper),
+    "inner event id": lambda leaf: leaf["details"].__setitem__("event_id", leaf["event_id"]),
+}
+#: What may be done to the bytes of an event.
+SPOILT: dict[str, Callable[[bytes], bytes]] = {
+    "not canonical": lambda payload: payload.replace(b'"sequence":', b'"sequence":0'),
+    "space": lambda payload: payload + b" ",
+    "no JSON": lambda payload: payload[:-1],
+    "repeated field": lambda payload: payload.replace(b'"phase":', b'"phase":"note","phase":'),
+    "other bytes at the end": lambda payload: payload[:-1] + b"]",
+    "empty": lambda _: b"",
+}
+
+
+def stored(leaves: list[Payload], spoil: dict[int, Callable[[bytes], bytes]]) -> list[dict[str, Any]]:
+    made = []
+    for number, leaf in enumerate(leaves):
+        payload = spoil.get(number, bytes)(canonical_json(leaf))
+        row = {"event_id": leaf["event_id"], "payload": payload.decode(), "leaf_hash": leaf_hash(payload)}
+        made.append(row)
+    return made
+
+
+def fill(engine: sql.Engine, rows: list[dict[str, Any]], signer: Signer, source: random.Random) -> None:
+    """Insert rows and seal them in a few steps; event ids that are there twice become others."""
+    seen: set[str] = set()
+    for row in rows:
+        while row["event_id"] in seen:
+            row["event_id"] += "+"
+        seen.add(row["event_id"])
+    cuts = sorted({0, len(rows), *source.sample(range(1, len(rows)), 3)})
+    for first, stop in pairwise(cuts):
+        with engine.begin() as connection:
+            connection.execute(leaf_table.insert(), rows[first:stop])
+        seal(engine, signer=signer, exports=[])
+
+
+@pytest.fixture
+def all_ways(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VerificationReport]:
+    """Verify row by row, in blocks, and in blocks with a second process; the report, which must be one."""
+
+    def reports(engine: sql.Engine, **options: Any) -> Iterator[VerificationReport]:
+        with monkeypatch.context() as patch:
+            patch.setattr(verify_module, "is_whole", lambda *_, **__: False)
+            yield verify(engine, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(reading_module, "BLOCK", 16)
+            yield verify(engine, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(reading_module, "BLOCK", 32)
+            patch.setattr(reading_module, "_WORTH_HELP", 0)
+            patch.setattr(reading_module, "_processors", lambda: 2)
+            yield verify(engine, **options)
+
+    def verified(engine: sql.Engine, **options: Any) -> VerificationReport:
+        by_rows, in_blocks, helped = reports(engine, **options)
+        assert in_blocks == by_rows
+        assert helped == by_rows
+        return by_rows
+
+    return verified
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_log_that_nobody_touched_is_reported_alike(
+    sqlite_engine: sql.Engine, signer: Signer, all_ways: Callable[..., VerificationReport], seed: int
+) -> None:
+    source = random.Random(seed)
+    leaves = written(source, producers=source.choice([1, 3, 30]), events=220)
+    fill(sqlite_engine, stored(leaves, {}), signer, source)
+    report = all_ways(sqlite_engine, verifier=signer.verifier, exports=[])
+    assert (report.ok, report.findings, report.warnings) == (True, (), ())
+
+
+@pytest.mark.parametrize("wrong", [*WRONGS, *SPOILT])
+def test_what_was_wrong_before_the_seal_is_reported_alike(
+    sqlite_engine: sql.Engine, signer: Signer, all_ways: Callable[..., VerificationReport], wrong: str
+) -> None:
+    source = random.Random(wrong)
+    leaves = written(source, producers=2, events=90)
+    spoil = {}
+    for number in source.sample(range(len(leaves)), 2):
+        if wrong in WRONGS:
+            WRONGS[wrong](leaves[number])
+        else:
+            spoil[number] = SPOILT[wrong]
+    for leaf in leaves if source.random() < 0.5 else []:  # who edits may mend what follows
+        link(leaf, leaves)
+    fill(sqlite_engine, stored(leaves, spoil), signer, source)
+    report = all_ways(sqlite_engine, verifier=signer.verifier, exports=[])
+    assert report.findings or report.warnings or wrong in HARMLESS
+
+
+#: Alone they break no rule, if what follows was mended or nothing follows; a few times are odd and no more than that.
+HARMLESS = {
+    "another form of time",
+    "no time",
+    "no such day",
+    "no such second",
+    "no such minute",
+    "another field",
+    "more fields",
+    "more of the producer",
+    "inner event id",
+    "phase",
+    "previous in capitals",
+    "time goes back",
+}
+
+
+def link(leaf: Payload, leaves: list[Payload]) -> None:
+    """Let a leaf name the hash that its predecessor has now."""
+    producer = leaf["producer"]
+    for other in leaves:
+        before = other["producer"]
+        if other is leaf:
+            return
+        if (before["id"], before["sequence"]) == (
+            producer["id"],
+            producer["sequence"] - 1 if producer["previous"] else 0,
+        ):
+            producer["previous"] = leaf_hash(canonical_json(other)).hex()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_was_done_to_the_table_is_reported_alike(
+    sqlite_engine: sql.Engine,
+    signer: Signer,
+    tmp_path: Path,
+    all_ways: Callable[..., VerificationReport],
+    seed: int,
+) -> None:
+    source = random.Random(seed)
+    leaves = written(source, producers=source.choice([1, 5]), events=120)
+    fill(sqlite_engine, stored(leaves, {}), signer, source)
+    seal(sqlite_engine, signer=signer, exports=[tmp_path / "export"])
+    index, other = leaf_table.c.tree_index, source.randrange(120)
+    one = source.choice([number for number in range(120) if number != other])
+    with sqlite_engine.begin() as connection:
+        rows = {row["tree_index"]: row for row in connection.execute(sql.select(leaf_table)).mappings()}
+        changes = [
+            leaf_table.delete().where(index == one),
+            leaf_table.delete().where(index >= one),
+            leaf_table.update().where(index == one).values(payload=rows[one]["payload"].replace("visits", "xisits")),
+            leaf_table.update().where(index == one).values(leaf_hash=rows[other]["leaf_hash"]),
+            leaf_table.update().where(index == one).values(event_id="other"),
+            leaf_table.update().where(index == one).values(payload=rows[other]["payload"]),
+            leaf_table.update().where(index == one).values(payload=b"\xff\x00"),
+            leaf_table.update().where(index == one).values(tree_index=-5),
+            leaf_table.update().where(index == one).values(tree_index=500),
+            leaf_table.update().where(index == one).values(tree_index=sql.literal_column(f"{other} + 0.5")),
+            leaf_table.update().where(index == one).values(event_id=rows[one]["event_id"] + "\x00"),
+        ]
+        for change in source.sample(changes, source.choice([1, 1, 2])):
+            connection.execute(change)
+    places = source.choice([[], [tmp_path / "export"]])
+    assert not all_ways(sqlite_engine, verifier=signer.verifier, exports=places).ok
+
+
+def test_like_events_are_not_checked_one_by_one(
+    sqlite_engine: sql.Engine, signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = random.Random(1)
+    leaves = [leaf for leaf in written(source, producers=1, events=150) if leaf["phase"] != "close"]
+    leaves = [leaf for leaf in leaves if leaf["producer"]["id"] == leaves[0]["producer"]["id"]]
+    fill(sqlite_engine, stored(leaves, {}), signer, source)
+    checked: list[Leaf] = []
+    check = Producers.check
+
+    def counted(self: Producers, leaf: Leaf) -> Iterator[Finding]:
+        checked.append(leaf)
+        return check(self, leaf)
+
+    monkeypatch.setattr(Producers, "check", counted)
+    verify(sqlite_engine, verifier=signer.verifier, exports=[])
+    assert len(checked) < len(leaves) / 3
+
+
+def test_a_series_ends_where_an_event_differs() -> None:
+    producer = uuid.UUID(int=5, version=4)
+    encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=producer)
+    payloads: list[bytes] = []
+    ids: list[bytes] = []
+    hashes: list[bytes] = []
+    for number in range(130):
+        dataset = "other" if number == 77 else "visits"
+        payload = encoder.encode(
+            Event(action="encrypt", phase="note", dataset=dataset),
+            event_id=event_id_of(producer, number),
+            sequence=number,
+            previous=hashes[-1] if hashes else None,
+            time=f"{START + timedelta(seconds=number):%Y-%m-%dT%H:%M:%S.%f}Z",
+        )
+        payloads.append(payload)
+        ids.append(event_id_of(producer, number).encode())
+        hashes.append(leaf_hash(payload))
+    found = [(series.index, series.count) for series in series_of(Rows(ids, payloads, hashes), first=1000)]
+    assert found == [(1000, 77), (1077, 1), (1078, 52)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 7, 64, 100])
+def test_subtrees_make_the_root_from_wherever_they_begin(size: int) -> None:
+    leaves = [hashlib.sha256(str(number).encode()).digest() for number in range(size + 40)]
+    for first in (0, 1, 5, 8, 31, 40):
+        frontier = Frontier()
+        for hashed in leaves[:first]:
+            frontier.append(hashed)
+        for level, node in subtrees(leaves[first : first + size], first=first):
+            frontier.append(node, level=level)
+        assert (frontier.size, frontier.root()) == (first + size, root(leaves[: first + size]))
+
+
+def test_a_subtree_that_begins_elsewhere_is_refused() -> None:
+    frontier = Frontier()
+    frontier.append(bytes(32))
+    with pytest.raises(ValueError, match="multiple"):
+        frontier.append(bytes(32), level=1)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["never starts", "ends early"])
+def test_verification_goes_on_without_its_second_process(
+    sqlite_engine: sql.Engine, signer: Signer, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    source = random.Random(2)
+    fill(sqlite_engine, stored(written(source, producers=3, events=200), {}), signer, source)
+    monkeypatch.setattr(reading_module, "BLOCK", 8)
+    monkeypatch.setattr(reading_module, "_WORTH_HELP", 0)
+    monkeypatch.setattr(reading_module, "_processors", lambda: 2)
+    words = "raise SystemExit"
+    if killed:
+        words = (
+            "import sys; from multiprocessing.connection import Connection; from lepton_airflow.audit.blocks import *\n"
+            "pipe = Connection(int(sys.argv[2])); pipe.send(None); task = pipe.recv(); pipe.send((task.first, None))"
+        )
+    monkeypatch.setattr(reading_module, "_HELPER", words)
+    report = verify(sqlite_engine, verifier=signer.verifier, exports=[])
+    assert (report.ok, report.tree_size) == (True, 200)
+
+
+def test_the_second_process_starts_without_the_database_library() -> None:
+    words = "import sys, lepton_airflow.audit.blocks; print('sqlalchemy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout == "False\n"
