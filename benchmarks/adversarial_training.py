@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="one seed, 24 epochs for digits, weaker attacks on 200 test examples, without digits_02",
+        help="one seed, 20 epochs for digits, weaker attacks on 200 test examples, without digits_02",
     )
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
@@ -255,7 +255,7 @@ def main() -> None:
     evaluation, tested, seeds = EvaluationPlan(), None, options.seeds
     if options.quick:
         settings = {
-            name: replace(setting, plan=replace_plan(setting.plan, epochs=24)) if setting.digits else setting
+            name: replace(setting, plan=replace_plan(setting.plan, epochs=20)) if setting.digits else setting
             for name, setting in settings.items()
             if name != "digits_02"
         }
