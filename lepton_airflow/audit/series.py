@@ -23,6 +23,8 @@ from lepton_airflow.audit.event import SCHEMA
 from lepton_airflow.audit.merkle import HASH_BYTES
 from lepton_airflow.errors import InvalidData
 
+#: Rows compared at a time: the bytes of more would need fresh pages of the system, which cost more than comparing.
+_TOGETHER = 100
 _UUID = len("00000000-0000-0000-0000-000000000000")
 _DASHES = (
     (23, 36),
@@ -142,7 +144,8 @@ class _Form:
         constant = sum(map(len, self.parts)) + _UUID + 2 * HASH_BYTES + len(_ZERO_TIME)
         while stop < len(rows):
             digits = len(str(sequence))
-            count = self._reach(rows, stop, min(len(rows), stop + 10**digits - sequence), constant + digits) - stop
+            limit = min(len(rows), stop + _TOGETHER, stop + 10**digits - sequence)
+            count = self._reach(rows, stop, limit, constant + digits) - stop
             while count and not (found := self._last_time(rows, stop, stop + count, constant + digits, sequence, time)):
                 count //= 2
             if not count:
