@@ -8,6 +8,9 @@ Strength: the share of the test examples that survive, after PGD and after Auto-
 leave no more than one point above what ART's leaves. The perturbed examples of both are judged by the same predictions, and both
 must lie in the ball.
 
+Masks: five masked and five honest models of each data set, attacked by the whole suite and diagnosed as before a gate, on seeds
+on which no threshold was set. All masked models are to be refused, and no honest one. See ``corpus/masked_models.py``.
+
 The models are trained on scikit-learn's digits (a convolutional network, L-infinity 0.1 of the pixel range) and breast cancer
 records (a multilayer perceptron, L-infinity 0.5 standard deviations), in this run, against PGD with few steps.
 """
@@ -33,6 +36,7 @@ load_tensorflow()
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+from corpus.telling_apart import shares, told_apart  # noqa: E402
 from sklearn.datasets import load_breast_cancer, load_digits  # noqa: E402
 from sklearn.model_selection import train_test_split  # noqa: E402
 
@@ -260,6 +264,14 @@ def main() -> None:
             scores[name], scores[f"{name}_art"] = round(ours, 2), round(theirs, 2)
             verdict = "" if ours <= theirs + ALLOWANCE else "  WEAKER than ART's"
             print(f"{name:24} survivors: ours {ours:5.1f}%, ART's {theirs:5.1f}%{verdict}")
+    told = []
+    for one in told_apart(quick=options.quick):
+        told.append(one)
+        print(
+            f"{'masked' if one.masked else 'honest'} {one.case} {one.seed}, {one.model}: clean {one.clean:.3f}, "
+            f"robust {one.robust:.3f}, refused for {', '.join(one.codes) or 'nothing'}"
+        )
+    scores |= shares(told)
     result = {
         "benchmark": "robustness",
         "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()},
