@@ -12,13 +12,14 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lepton_airflow.errors import ModelTampered, TargetExists
+from lepton_airflow.errors import ModelTampered, TargetExists, UnsafeFile
 
 if TYPE_CHECKING:
     from lepton_airflow.keys.signing_key import SigningKey
@@ -64,6 +65,38 @@ class ModelFolder:
         """
         self._restore()
         return self._read()
+
+    @property
+    def hidden(self) -> Path:
+        """The folder beside it for work in progress."""
+        return self._hidden
+
+    def split_key(self) -> bytes:
+        """32 random bytes, made once for this place, that decide which units are held out: under one key the units that judged
+        a champion are never learned from by its successor. Who knows it can tell which side a person is on, so only the owner
+        can read it.
+
+        :raises UnsafeFile: others can read it
+        """
+        file = self._hidden / "split.key"
+        with self._lock():
+            if not file.exists():
+                new = file.with_suffix(".new")
+                new.unlink(missing_ok=True)
+                descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "wb") as stream:
+                    stream.write(secrets.token_bytes(32))
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                new.rename(file)
+                _make_durable(self._hidden)
+        if file.stat().st_mode & 0o077:
+            raise UnsafeFile(
+                "Others than its owner can read which units are held out.",
+                place=str(file),
+                remedy=f"Run `chmod 600 {file}`.",
+            )
+        return file.read_bytes()
 
     def committed(self, *, run_key: str, spec_digest: str) -> dict[str, Any] | None:
         """The champion's card if this very run published it.

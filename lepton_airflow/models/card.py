@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import lepton_airflow
-from lepton_airflow.models.artefact import CARD_FORMAT
+from lepton_airflow.models.artefact import CARD_FORMAT, INT8_FILE
+from lepton_airflow.models.built_model import BuiltModel
 from lepton_airflow.models.evaluation import Comparison, Curve, Evaluation, curve_points
-from lepton_airflow.models.examples import Examples, Features
+from lepton_airflow.models.examples import Examples
 from lepton_airflow.models.gate import Verdict
+from lepton_airflow.models.input_space import InputSpace
 from lepton_airflow.models.plan import EvaluationPlan, RetrainingPlan
+from lepton_airflow.models.splits import Splits
+from lepton_airflow.models.training import TrainingRecord
 
 LIMITS = (
     "Robust means: misled by none of the stated attacks. Another attack may find more; nothing here is a proof.",
     "The curve is measured by PGD alone, so it shows at least what a model keeps and may show more.",
-    "The model is not differentially private: it and this card hold exact statistics of the training data.",
     "Test examples are new units of the same table, not of another time or place.",
+)
+NOT_PRIVATE = "The model is not differentially private: it and this card hold exact statistics of the training data."
+PRIVATE = (
+    "The weights are differentially private for the units of the training split, as differential_privacy says. The accuracies "
+    "here are exact counts over the held-out units, and are not."
 )
 
 
@@ -49,26 +57,25 @@ def model_card(
     plan: RetrainingPlan,
     seed: int,
     examples: Examples,
-    train: Examples,
-    test: Examples,
-    mean: Features,
-    scale: Features,
-    model_file: Path,
-    model_digest: str,
-    standard: Curve,
+    splits: Splits,
+    space: InputSpace,
+    built: BuiltModel,
+    standard: Curve | None,
     hardened: Evaluation,
+    int8: Evaluation | None,
     comparison: Comparison | None,
     verdict: Verdict,
+    records: Mapping[str, TrainingRecord],
+    privacy: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Everything that somebody needs to judge the model, or to train and attack it again.
 
     :param seed: the one that was used, given or drawn
-    :param mean: [features], raw units
-    :param scale: [features], raw units in one unit of epsilon
-    :param model_file: the file that was loaded and attacked
-    :param model_digest: its digest before that
-    :param standard: the curve of the baseline that saw no attack
+    :param standard: the curve of the baseline that saw no attack; None when none was trained
+    :param int8: of the LiteRT model, if one ships
     :param comparison: with the champion that was there
+    :param records: of the trainings, by name
+    :param privacy: of a private training
     """
     return {
         "format": CARD_FORMAT,
@@ -89,36 +96,66 @@ def model_card(
             "classes": list(origin.classes),
             "privacy_unit": origin.privacy_unit,
             "split": "by privacy unit, keyed hash",
-            "train": {"examples": len(train), "units": train.unit_count},
-            "test": {"examples": len(test), "units": test.unit_count},
+            "train": _size(splits.learned_from),
+            "validation": _size(splits.validation),
+            "test": _size(splits.held_out),
         },
         "model": {
-            "file": model_file.name,
-            "sha256": model_digest,
-            "bytes": model_file.stat().st_size,
+            "file": built.file.name,
+            "sha256": built.digest,
+            "bytes": built.file.stat().st_size,
             "input": "features in raw units, in the order of data.features",
             "output": "logits, in the order of data.classes",
         },
         "preprocessing": {
             "layer": "standardise",
-            "mean": mean.tolist(),
-            "scale": scale.tolist(),
+            "mean": space.mean.tolist(),
+            "scale": space.scale.tolist(),
         },
         "threat_model": plan.threat_model.model_dump(mode="json", exclude_defaults=True),
         "training": plan.training.model_dump(mode="json"),
-        "hardening": plan.hardening.model_dump(mode="json"),
+        "trainings": {
+            name: {"kept_epoch": record.kept_epoch, "resumed_after": record.resumed_after}
+            for name, record in records.items()
+        },
+        "hardening": {
+            **plan.hardening.model_dump(mode="json"),
+            **({"zero_shares": dict(built.zero_shares)} if built.zero_shares is not None else {}),
+        },
+        **_int8_section(built, int8),
+        **({"differential_privacy": dict(privacy)} if privacy is not None else {}),
         "evaluation": {
             **evaluation_section(hardened, plan=plan.evaluation, comparison=comparison),
-            "curve": {"standard": curve_points(standard), "hardened": curve_points(hardened.curve)},
+            "curve": {
+                **({"standard": curve_points(standard)} if standard is not None else {}),
+                "hardened": curve_points(hardened.curve),
+            },
         },
         "gate": {**plan.gate.model_dump(mode="json"), "passed": verdict.passed, "reasons": list(verdict.reasons)},
         "seeds": {"training": seed, "given": plan.seed is not None},
-        "limits": list(LIMITS),
+        "limits": [*LIMITS, NOT_PRIVATE if privacy is None else PRIVATE],
         "versions": {
             "lepton-airflow": lepton_airflow.__version__,
             "python": platform.python_version(),
             **{name: version(name) for name in ("tensorflow", "keras", "numpy")},
         },
+    }
+
+
+def _size(part: Examples | None) -> dict[str, int] | None:
+    return None if part is None else {"examples": len(part), "units": part.unit_count}
+
+
+def _int8_section(built: BuiltModel, int8: Evaluation | None) -> dict[str, Any]:
+    if built.int8 is None or int8 is None:
+        return {}
+    return {
+        "int8": {
+            "file": INT8_FILE,
+            "sha256": f"sha256:{hashlib.sha256(built.int8).hexdigest()}",
+            "bytes": len(built.int8),
+            **measured_section(int8),
+        }
     }
 
 

@@ -66,6 +66,12 @@ def card_page(card: Mapping[str, Any], *, pictures: Sequence[ExamplePicture] = (
         _section("Accuracy against epsilon", _curve(card)),
         _section("Attacks", _suite(evaluation)),
         _section("Gate", _gate(card)),
+        *([_section("Integer model", _int8(card["int8"]))] if "int8" in card else []),
+        *(
+            [_section("Differential privacy", _table(_flat(card["differential_privacy"])))]
+            if "differential_privacy" in card
+            else []
+        ),
         *([_section("Attacked images", _pictures(pictures))] if pictures else []),
         _section("Threat model", _table(_flat(card["threat_model"]))),
         _section("Data", _table(_data_rows(data))),
@@ -129,6 +135,11 @@ def _curve(card: Mapping[str, Any]) -> str:
         + '<p class="note">Lines are PGD alone at each radius, bands their 95% intervals. The diamond is what the whole suite '
         "left at the threat model’s epsilon; it is the number that counts. Chance is a guess among the classes.</p>"
     )
+
+
+def _int8(section: Mapping[str, Any]) -> str:
+    figures = _flat({name: section[name] for name in ("file", "bytes", "sha256")})
+    return _table(figures) + _suite(section)
 
 
 def _suite(evaluation: Mapping[str, Any]) -> str:

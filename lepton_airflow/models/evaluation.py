@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lepton_airflow.models.attacks.suite import BATCH_SIZE, AttackSuite, SuiteResult
+from lepton_airflow.models.attacks.suite import BATCH_SIZE, AttackSuite, Cascade, SuiteResult
 from lepton_airflow.models.comparison import Difference, paired
 from lepton_airflow.models.examples import Examples
 from lepton_airflow.models.input_space import InputSpace, Mask
@@ -106,6 +106,11 @@ def evaluate(
     return Evaluation(
         suite=result, curve=_shares(survivors, examples), refusals=diagnose(suspect), units=examples.units
     )
+
+
+def withstood(suite: Cascade, examples: Examples, epsilon: float) -> Evaluation:
+    """What a model kept under ``suite`` at ``epsilon`` alone, for one whose other figures nobody asks for."""
+    return Evaluation(suite=suite.run(examples, epsilon), curve={}, refusals=(), units=examples.units)
 
 
 def accuracy_curve(

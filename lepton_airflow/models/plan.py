@@ -147,6 +147,8 @@ class EvaluationPlan(PlanModel):
     :param expectation_samples: predictions over which gradients and decisions of a model with randomness are averaged
         (expectation over transformation); with 1 such a model is refused
     :param test_fraction: share of the privacy units that are held out
+    :param example_images: how many attacked images the card's page shows. They are derived from persons' records and are
+        published with the model, so there are none unless asked for
     """
 
     epsilons: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
@@ -156,6 +158,7 @@ class EvaluationPlan(PlanModel):
     square_queries: int = Field(default=1000, ge=1)
     expectation_samples: int = Field(default=1, ge=1)
     test_fraction: float = Field(default=0.3, gt=0, lt=1)
+    example_images: int = Field(default=0, ge=0, le=64)
 
     @field_validator("epsilons")
     @classmethod

@@ -51,6 +51,8 @@ class TrainingProgress:
 
 
 def _figures(report: EpochReport) -> str:
+    if report.loss is None:
+        return "no figures: they would tell of the training data"
     if report.standing is None:
         return f"loss {report.loss:.3f}, accuracy {report.accuracy:.3f}"
     return f"loss {report.loss:.3f}, clean {report.standing.clean:.3f}, robust {report.standing.robust:.3f}"

@@ -50,12 +50,16 @@ def measurements(card: Mapping[str, Any]) -> dict[str, float]:
     """What the gate measured, as tracking servers and the registry name it."""
     evaluation = card["evaluation"]
     robust = evaluation["robust"]
-    return {
+    figures = {
         "clean_accuracy": evaluation["clean"]["accuracy"],
         "robust_accuracy": robust["accuracy"],
         "epsilon": robust["epsilon"],
         "n_test": robust["n"],
     }
+    if "int8" in card:
+        for name in ("clean", "robust"):
+            figures[f"int8_{name}_accuracy"] = card["int8"][name]["accuracy"]
+    return figures
 
 
 def _log(card: Mapping[str, Any], model: str) -> str:

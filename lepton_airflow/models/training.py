@@ -29,7 +29,8 @@ class EpochReport:
     """How an epoch went.
 
     :param model: which model is being trained
-    :param loss: mean over the epoch's examples, as the model saw them: under attack, when it is hardened
+    :param loss: mean over the epoch's examples, as the model saw them: under attack, when it is hardened. Private training tells
+        none, for it is an exact statistic of the training data
     :param accuracy: the same for the share classified correctly
     :param standing: clean and robust accuracy on a few fixed examples after the epoch, if somebody asked for them
     """
@@ -37,8 +38,8 @@ class EpochReport:
     model: str
     epoch: int
     epochs: int
-    loss: float
-    accuracy: float
+    loss: float | None = None
+    accuracy: float | None = None
     standing: Standing | None = None
 
 

@@ -39,10 +39,15 @@ class RetrainModelOperator(LeptonSparkOperator):
     :param gate: ``minimum_clean_accuracy`` and ``minimum_robust_accuracy`` on test units
     :param target: the folder of the model (templated)
     :param purpose: why; the policy grants actions for purposes (templated)
-    :param training: ``method``, ``epochs``, ``batch_size``, ``learning_rate``, ``steps``, ``hidden``
-    :param evaluation: ``epsilons``, ``steps``, ``restarts``, ``test_fraction``
+    :param training: ``method`` (``pgd``, ``trades``, ``fast``, ``generator``), ``epochs``, ``batch_size``, ``learning_rate``,
+        ``steps``, ``hidden``, ``warm_start``, ``workers``, ``differential_privacy``, ...; see
+        :class:`lepton_airflow.models.plan.TrainingPlan`
+    :param hardening: ``ensemble``, ``distil``, ``pruning``, ``int8``
+    :param evaluation: ``epsilons``, ``steps``, ``restarts``, ``apgd_steps``, ``square_queries``, ``test_fraction``, ...
+    :param budget: the dataset whose privacy budget pays for private training; by default the source's name
     :param seed: of initial weights and order of batches, to repeat a training; it protects nothing
-    :returns: ``clean_accuracy``, ``robust_accuracy``, ``epsilon``, ``n_test``, ``gate``, ``path``, ``sha256``, ``replayed``
+    :returns: ``clean_accuracy``, ``robust_accuracy``, ``epsilon``, ``n_test``, ``gate``, ``path``, ``sha256``, ``replayed``; of
+        private training also ``epsilon_spent`` and ``epsilon_left``
     """
 
     job: ClassVar[str] = "retrain_model"
@@ -58,7 +63,9 @@ class RetrainModelOperator(LeptonSparkOperator):
         "target",
         "purpose",
         "training",
+        "hardening",
         "evaluation",
+        "budget",
         "seed",
     )
     template_fields = ("source", "target", "purpose")
@@ -77,7 +84,9 @@ class RetrainModelOperator(LeptonSparkOperator):
         features: Sequence[str] | None = None,
         image: Mapping[str, Any] | None = None,
         training: Mapping[str, Any] | None = None,
+        hardening: Mapping[str, Any] | None = None,
         evaluation: Mapping[str, Any] | None = None,
+        budget: str | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -93,5 +102,7 @@ class RetrainModelOperator(LeptonSparkOperator):
         self.target = target
         self.purpose = purpose
         self.training = training
+        self.hardening = hardening
         self.evaluation = evaluation
+        self.budget = budget
         self.seed = seed
