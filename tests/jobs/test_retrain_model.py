@@ -84,7 +84,7 @@ def spec(path: str, tmp_path: Path, **changes: Any) -> dict[str, Any]:
         "features": list(MEASUREMENTS),
         "threat_model": {"norm": "linf", "epsilon": 0.25, "units": "standard deviations"},
         "training": QUICK,
-        "evaluation": {"epsilons": [0.5], "steps": 10, "restarts": 2},
+        "evaluation": {"epsilons": [0.5], "steps": 10, "restarts": 2, "apgd_steps": 10, "square_queries": 20},
         "gate": {"minimum_clean_accuracy": 0.8, "minimum_robust_accuracy": 0.6},
         "target": str(tmp_path / "models" / "diagnosis"),
         "purpose": "test",
@@ -126,7 +126,17 @@ def test_a_protected_table_becomes_a_robust_model(home: Settings, protected: str
 def test_training_and_decryption_are_authorised_and_recorded(home: Settings, protected: str, tmp_path: Path) -> None:
     summary = run_job("retrain_model", spec(protected, tmp_path), settings=home, run_key="d/t/r/-1")
     told = [(event["action"], event["phase"]) for event in events(home) if event["run_key"] == "d/t/r/-1"]
-    assert told == [("train", "intent"), ("decrypt", "intent"), ("decrypt", "success"), ("train", "success")]
+    assert told == [
+        ("policy.load", "note"),
+        ("train", "intent"),
+        ("decrypt", "intent"),
+        ("decrypt", "success"),
+        ("model.register", "intent"),
+        ("model.register", "success"),
+        ("model.promote", "intent"),
+        ("model.promote", "success"),
+        ("train", "success"),
+    ]
     decryption, training = events(home, "decrypt")[-1], events(home, "train")[-1]
     assert decryption["columns"] == [*MEASUREMENTS, "diagnosis"], "the patient stays encrypted"
     assert training["columns"] == [*MEASUREMENTS, "diagnosis", "patient_id"]
@@ -277,3 +287,69 @@ def test_a_spec_that_makes_no_sense_is_refused_by_field(changes: dict[str, Any],
 def test_the_same_spec_in_yaml_and_json_is_one_spec(tmp_path: Path) -> None:
     parsed = parse_spec(RetrainModelSpec, spec("/data", tmp_path, classes=[False, True]))
     assert parse_spec(RetrainModelSpec, json.loads(json.dumps(parsed.model_dump(mode="json")))) == parsed
+
+
+def test_what_was_judged_is_in_the_registry(home: Settings, visits: str, tmp_path: Path) -> None:
+    from lepton_airflow.models.artefact import ModelFolder
+    from lepton_airflow.models.registry import ModelRegistry
+    from lepton_airflow.models.shipping import require_champion
+
+    first = run_job("retrain_model", spec(visits, tmp_path), settings=home, run_key="first")
+    strict = spec(visits, tmp_path, gate={"minimum_clean_accuracy": 0.5, "minimum_robust_accuracy": 1.0})
+    with pytest.raises(GateRefused):
+        run_job("retrain_model", strict, settings=home, run_key="second")
+    engine = connect(home)
+    try:
+        registry = ModelRegistry(engine)
+        assert require_champion(registry, ModelFolder(Path(first["path"]))).sha256 == first["sha256"]
+        statuses = [(entry.status, entry.run_key) for entry in registry.entries("diagnosis")]
+        assert statuses == [("champion", "first"), ("rejected", "second")]
+        assert "robust accuracy" in registry.history("diagnosis")[-1].reason
+    finally:
+        engine.dispose()
+
+
+@pytest.mark.slow
+def test_private_training_is_paid_once_and_refused_when_nothing_is_left(
+    home: Settings, protected: str, tmp_path: Path
+) -> None:
+    from decimal import Decimal
+
+    from lepton_airflow.errors import BudgetExhausted
+    from lepton_airflow.privacy.ledger import Ledger
+
+    engine = connect(home)
+    ledger = Ledger(engine)
+    ledger.create(dataset="clinic.visits", unit="patient_id", epsilon=Decimal(8), delta=Decimal("1e-4"), owner="ann")
+    bounds = dict(zip(MEASUREMENTS, [[5, 30], [5, 40], [0, 0.25], [100, 4500], [0.05, 0.25], [0, 1.3]], strict=True))
+    private = spec(
+        protected,
+        tmp_path,
+        threat_model={
+            "norm": "linf",
+            "epsilon": 0.01,
+            "units": "feature scales",
+            "scales": {name: high - low for name, (low, high) in bounds.items()},
+            "constraints": {"bounds": bounds},
+        },
+        training={
+            "hidden": [8],
+            "learning_rate": 0.05,
+            "steps": 1,
+            "differential_privacy": {"epsilon": "6", "delta": "1e-5", "sampling_rate": 0.2, "steps": 25},
+        },
+        gate={"minimum_clean_accuracy": 0.6, "minimum_robust_accuracy": 0.3},
+    )
+    try:
+        first = run_job("retrain_model", private, settings=home, run_key="first")
+        assert (first["epsilon_spent"], first["gate"]) == ("6", "passed")
+        assert 1.9 < float(first["epsilon_left"]) < 2.1
+        again = run_job("retrain_model", private, settings=home, run_key="first")
+        assert again["replayed"]
+        assert len(ledger.history(dataset="clinic.visits", unit="patient_id")) == 1
+        reads = len(events(home, "decrypt"))
+        with pytest.raises(BudgetExhausted):
+            run_job("retrain_model", private, settings=home, run_key="second")
+        assert len(events(home, "decrypt")) == reads, "refused before any data was read"
+    finally:
+        engine.dispose()

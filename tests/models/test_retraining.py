@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from lepton_airflow.models.threat_model import ThreatModel
 PLAN = RetrainingPlan(
     threat_model=ThreatModel(norm="linf", epsilon=0.5, units="standard deviations"),
     training=TrainingPlan(epochs=30, hidden=(64,)),
-    evaluation=EvaluationPlan(epsilons=(0.25, 1.5), steps=20, restarts=2),
+    evaluation=EvaluationPlan(epsilons=(0.25, 1.5), steps=20, restarts=2, apgd_steps=20, square_queries=50),
     gate=GatePlan(minimum_clean_accuracy=0.85, minimum_robust_accuracy=0.55),
     seed=11,
 )
@@ -175,13 +176,14 @@ def test_without_a_seed_split_and_weights_come_from_the_system(examples: Example
     assert first["preprocessing"] != second["preprocessing"], "another split has other means"
 
 
-def test_a_model_that_has_not_learned_is_refused_and_the_champion_stays(examples: Examples, tmp_path: Path) -> None:
-    path = tmp_path / "diagnosis"
-    champion = retrained(examples, path)
+def test_a_model_that_has_not_learned_is_refused_and_the_champion_stays(
+    examples: Examples, champion: Path, card: dict[str, Any], tmp_path: Path
+) -> None:
+    path = shutil.copytree(champion, tmp_path / "diagnosis")
     untrained = PLAN.model_copy(update={"training": TrainingPlan(epochs=1, hidden=(64,), learning_rate=1e-9)})
     refused = retrained(examples, path, plan=untrained, run_key="run 2")
     assert re.search(r"robust accuracy 0\.\d+ .* is below 0\.55", reasons(refused))
-    assert ModelFolder(path).champion() == champion
+    assert ModelFolder(path).champion() == card
     assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {
         "model.keras",
         "model_card.json",
@@ -296,20 +298,21 @@ def test_a_key_of_the_split_that_others_can_read_is_refused(tmp_path: Path) -> N
         folder.split_key()
 
 
-def test_a_challenger_begins_with_the_champion_and_is_held_against_it(examples: Examples, tmp_path: Path) -> None:
-    path = tmp_path / "m"
-    champion = retrained(examples, path)
+def test_a_challenger_begins_with_the_champion_and_is_held_against_it(
+    examples: Examples, champion: Path, card: dict[str, Any], tmp_path: Path
+) -> None:
+    path = shutil.copytree(champion, tmp_path / "m")
     warm = PLAN.training.model_copy(update={"epochs": 1, "learning_rate": 1e-6, "warm_start": True})
-    card = retrained(
+    challenger = retrained(
         examples, path, plan=PLAN.model_copy(update={"training": warm, "evaluation": BRIEF}), run_key="run 2"
     )
-    assert card["evaluation"]["clean"]["accuracy"] == pytest.approx(
-        champion["evaluation"]["clean"]["accuracy"], abs=0.02
+    assert challenger["evaluation"]["clean"]["accuracy"] == pytest.approx(
+        card["evaluation"]["clean"]["accuracy"], abs=0.02
     )
-    compared = card["evaluation"]["comparison"]
+    compared = challenger["evaluation"]["comparison"]
     low, high = compared["robust"]["interval_95"]
     assert low <= compared["robust"]["difference"] <= high
-    assert any(stage["name"] == "transfer" for stage in card["evaluation"]["suite"])
+    assert any(stage["name"] == "transfer" for stage in challenger["evaluation"]["suite"])
 
 
 @pytest.mark.slow
