@@ -11,7 +11,7 @@ from lepton_airflow.models.comparison import Difference, paired
 from lepton_airflow.models.examples import Examples
 from lepton_airflow.models.input_space import InputSpace, Mask
 from lepton_airflow.models.intervals import Proportion
-from lepton_airflow.models.masking import Suspect, diagnose
+from lepton_airflow.models.masking import Suspect, diagnose, outside_threat_model
 from lepton_airflow.models.plan import EvaluationPlan
 from lepton_airflow.models.prediction import correct
 from lepton_airflow.models.refusals import Refusal
@@ -110,7 +110,8 @@ def evaluate(
 
 def withstood(suite: Cascade, examples: Examples, epsilon: float) -> Evaluation:
     """What a model kept under ``suite`` at ``epsilon`` alone, for one whose other figures nobody asks for."""
-    return Evaluation(suite=suite.run(examples, epsilon), curve={}, refusals=(), units=examples.units)
+    result = suite.run(examples, epsilon)
+    return Evaluation(suite=result, curve={}, refusals=outside_threat_model(result), units=examples.units)
 
 
 def accuracy_curve(
