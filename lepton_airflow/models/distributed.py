@@ -16,6 +16,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -129,7 +130,10 @@ def _shares(
         )
     architecture = keras.saving.serialize_keras_object(model)
     # Only a driver and the process of a rank may load TensorFlow.
-    pickled = dumps((objective, validation))  # type: ignore[no-untyped-call]
+    measured = validation and replace(
+        validation, examples=_without_units(validation.examples, np.arange(len(validation.examples)))
+    )
+    pickled = dumps((objective, measured))  # type: ignore[no-untyped-call]
     order = np.random.default_rng(derived_seed(seed, "shares")).permutation(len(examples))
     return [
         Share(

@@ -16,9 +16,12 @@ from lepton_airflow.errors import ConfigurationError, EmptyTable, JobFailed, Spe
 from lepton_airflow.models import distributed
 from lepton_airflow.models.distributed import train_in_barrier_stage
 from lepton_airflow.models.examples import Examples
+from lepton_airflow.models.input_space import InputSpace
+from lepton_airflow.models.perturbation import Perturbation
 from lepton_airflow.models.plan import TrainingPlan
 from lepton_airflow.models.rank import weights_digest
 from lepton_airflow.models.training import EpochReport, train
+from lepton_airflow.models.validation import Validation
 
 PLAN = TrainingPlan(epochs=3, batch_size=40, learning_rate=0.05, hidden=(8,), workers=2)
 
@@ -105,14 +108,21 @@ def test_what_cannot_be_shared_out_is_refused_before_anything_is_sent(
 
 
 def test_a_share_holds_each_example_once_and_nobody(blobs: Callable[..., Examples]) -> None:
-    examples = blobs(101)
+    from pyspark.cloudpickle import loads
+
+    examples, unit = blobs(101), np.ones(5, np.float32)
+    space = InputSpace.free(norm="linf", names="abcde", mean=0 * unit, scale=unit)
+    measured = Validation(examples=blobs(7), perturbation=Perturbation(space), epsilon=0.1)
     shares = distributed._shares(
-        network(), examples, name="m", plan=PLAN, objective=cross_entropy_of, validation=None, seed=1
+        network(), examples, name="m", plan=PLAN, objective=cross_entropy_of, validation=measured, seed=1
     )
     assert sorted(len(share.examples) for share in shares) == [50, 51]
     together = np.concatenate([share.examples.features for share in shares])
     assert sorted(map(tuple, together)) == sorted(map(tuple, examples.features))
-    assert {share.examples.unit_ids for share in shares} == {(b"",)}
+    validations = [loads(share.pickled)[1] for share in shares]
+    assert [len(one.examples) for one in validations] == [7, 7]
+    sent = [*(share.examples for share in shares), *(one.examples for one in validations)]
+    assert {one.unit_ids for one in sent} == {(b"",)}
     assert [share.plan.batch_size for share in shares] == [20, 20]
     assert len({(share.seed, share.objective_seed) for share in shares}) == 2
 
