@@ -127,7 +127,6 @@ def test_training_and_decryption_are_authorised_and_recorded(home: Settings, pro
     summary = run_job("retrain_model", spec(protected, tmp_path), settings=home, run_key="d/t/r/-1")
     told = [(event["action"], event["phase"]) for event in events(home) if event["run_key"] == "d/t/r/-1"]
     assert told == [
-        ("policy.load", "note"),
         ("train", "intent"),
         ("decrypt", "intent"),
         ("decrypt", "success"),

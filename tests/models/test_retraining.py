@@ -188,7 +188,6 @@ def test_a_model_that_has_not_learned_is_refused_and_the_champion_stays(
         "model.keras",
         "model_card.json",
         "model_card.html",
-        "lock",
     }
 
 
