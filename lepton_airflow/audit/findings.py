@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,31 @@ class Finding:
     kind: str
     position: str
     text: str
+
+
+@dataclass
+class Findings:
+    """What was found so far, of each kind and position the first; what is only a warning, and what could not be told."""
+
+    notes: list[str] = field(default_factory=list)
+    _findings: dict[tuple[str, str], Finding] = field(default_factory=dict)
+    _warnings: dict[tuple[str, str], Finding] = field(default_factory=dict)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return tuple(self._findings.values())
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        return tuple(self._warnings.values())
+
+    def add(self, kind: str, position: str, text: str) -> None:
+        found = self._warnings if kind == "clock" else self._findings
+        found.setdefault((kind, position), Finding(kind, position, text))
+
+    def add_all(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self.add(finding.kind, finding.position, finding.text)
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,17 @@ import sqlalchemy as sql
 from lepton_airflow.audit.archive import check_archive
 from lepton_airflow.audit.archived import Archived, archived_stop, read_archived
 from lepton_airflow.audit.blocks import INTEGRITY_CHECKS, Block, Task
-from lepton_airflow.audit.checkpoint import Checkpoint, Verifier
-from lepton_airflow.audit.database import checkpoint_table, leaf_table, reading
+from lepton_airflow.audit.checkpoint import Verifier
+from lepton_airflow.audit.database import leaf_table, reading
 from lepton_airflow.audit.export import Export
-from lepton_airflow.audit.findings import Finding, Leaf, VerificationReport, leaves
+from lepton_airflow.audit.findings import Finding, Findings, Leaf, VerificationReport, leaves
 from lepton_airflow.audit.locate import Placed, locate
-from lepton_airflow.audit.merkle import EMPTY_ROOT, HASH_BYTES, Frontier, root
+from lepton_airflow.audit.merkle import HASH_BYTES, Frontier
 from lepton_airflow.audit.nodes import StoredTree
 from lepton_airflow.audit.producers import Producers
 from lepton_airflow.audit.quorum import Quorum
-from lepton_airflow.audit.rows import Blocks, is_whole, raw, stored_leaves
+from lepton_airflow.audit.rows import Blocks, is_whole, stored_leaves
+from lepton_airflow.audit.signed_roots import SignedRoots
 from lepton_airflow.errors import AuditTampered
 
 __all__ = ["EXPLANATION", "Finding", "VerificationReport", "verify"]
@@ -77,13 +78,15 @@ def verify(
     :param progress: called with the number of events checked and of all events
     :raises AuditUnavailable: the database or an export cannot be reached
     """
-    verification = _Verification(verifier=verifier, exports=[Export(place) for place in exports])
+    found = Findings()
+    signed = SignedRoots(verifier=verifier, exports=[Export(place) for place in exports], found=found)
+    verification = _Verification(found=found, signed=signed)
     # The exports come first: a database that is read after them is never behind them, unless it was cut.
-    verification.read_exports()
-    verification.read_cosigned(quorum or Quorum())
+    signed.read_exports()
+    signed.read_cosigned(quorum or Quorum())
     try:
         with reading(engine) as connection:
-            verification.read_checkpoints(connection)
+            signed.read_own(connection)
             verification.read_archives(connection)
             if since is not None:
                 verification.skip_to(connection, since)
@@ -92,8 +95,8 @@ def verify(
             verification.check_archives(connection, archives)
             verification.check_file(connection)
     except AuditTampered as damage:
-        verification.add("damaged", damage.place, f"{damage.rule} What lies behind it could not be read.")
-    verification.judge_witnesses(quorum or Quorum())
+        found.add("damaged", damage.place, f"{damage.rule} What lies behind it could not be read.")
+    signed.judge_witnesses(quorum or Quorum())
     return verification.report()
 
 
@@ -101,28 +104,20 @@ def verify(
 class _Verification:
     """The state of one verification.
 
-    :param signed: validly signed roots by tree size, those of the exports before those of the database
     :param start: how many leaves at the beginning are not read
     :param confirmed: the largest size at which the recomputed root is the signed one
     :param contradicted: the smallest size at which it is not
     :param gaps: what the positions alone show; superseded by what a signed list of leaf hashes shows
     :param uncovered: positions of leaves beyond every signed checkpoint
     :param archives: the signed statements about archives
-    :param cosigned: checkpoints with the cosignatures of witnesses, and where they are
-    :param witnessed: the sizes of those
     :param emptied: sealed leaves that have no payload, although no archive has it
     :param damage: what SQLite's own check said of each table, if a second process made it
     :param disagreeing: sealed leaves whose payload and recorded hash do not agree: their texts by position in the tree
     """
 
-    verifier: Verifier
-    exports: Sequence[Export]
-    findings: dict[tuple[str, str], Finding] = field(default_factory=dict)
-    warnings: dict[tuple[str, str], Finding] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    found: Findings
+    signed: SignedRoots
     start: int = 0
-    signed: dict[int, list[bytes]] = field(default_factory=dict)
-    exported: dict[Path | str, set[int]] = field(default_factory=dict)
     unsealed: int = 0
     next_index: int = 0
     confirmed: int = 0
@@ -131,104 +126,33 @@ class _Verification:
     uncovered: list[str] = field(default_factory=list)
     disagreeing: dict[int, str] = field(default_factory=dict)
     archives: list[Archived] = field(default_factory=list)
-    cosigned: list[tuple[str, str]] = field(default_factory=list)
-    witnessed: set[int] = field(default_factory=set)
     emptied: set[int] = field(default_factory=set)
     damage: dict[str, list[str]] | None = None
     frontier: Frontier = field(default_factory=Frontier)
     producers: Producers = field(default_factory=Producers)
 
-    def add(self, kind: str, position: str, text: str) -> None:
-        found = self.warnings if kind == "clock" else self.findings
-        found.setdefault((kind, position), Finding(kind, position, text))
-
     @property
     def size(self) -> int:
-        """The size of the latest validly signed checkpoint, wherever it is."""
-        return max(self.signed, default=0)
+        """How many leaves are sealed, as the latest signed checkpoint says."""
+        return self.signed.size
 
     def report(self) -> VerificationReport:
         if self.unsealed:
-            self.notes.append(f"{self.unsealed} events are not sealed yet: no signed checkpoint covers them.")
+            self.found.notes.append(f"{self.unsealed} events are not sealed yet: no signed checkpoint covers them.")
         return VerificationReport(
-            ok=not self.findings,
+            ok=not self.found.findings,
             tree_size=self.size,
-            root=self.signed.get(self.size, [EMPTY_ROOT])[0].hex(),
+            root=self.signed.latest.hex(),
             unsealed=self.unsealed,
-            findings=tuple(self.findings.values()),
-            warnings=tuple(self.warnings.values()),
-            notes=tuple(self.notes),
-            signed_by=self.verifier.name if self.signed else None,
+            findings=self.found.findings,
+            warnings=self.found.warnings,
+            notes=tuple(self.found.notes),
+            signed_by=self.signed.verifier.name if self.signed.by_size else None,
         )
-
-    def read_exports(self) -> None:
-        for export in self.exports:
-            checkpoints = [self._checkpoint(note, file) for file, note in export.notes()]
-            self.exported[export.place] = {found.tree_size for found in checkpoints if found is not None}
-        if not self.exports:
-            self.notes.append("There is no export: a cut tail of the log would not show.")
-
-    def read_cosigned(self, quorum: Quorum) -> None:
-        """Read what witnesses have cosigned: signed checkpoints like those of an export."""
-        self.cosigned = quorum.cosigned()
-        for position, note in self.cosigned:
-            checkpoint = self._checkpoint(note, position)
-            if checkpoint is not None:
-                self.witnessed.add(checkpoint.tree_size)
-
-    def judge_witnesses(self, quorum: Quorum) -> None:
-        """Say who has cosigned the latest checkpoint, and whether that is enough."""
-        if not quorum.witnesses or not self.signed:
-            return
-        latest = Checkpoint(self.verifier.name, self.size, self.signed[self.size][0])
-        judgement = quorum.judge(latest, self.cosigned)
-        for finding in judgement.findings:
-            self.add(finding.kind, finding.position, finding.text)
-        if judgement.enough:
-            self.notes.append(judgement.text)
-        else:
-            self.add("witness", f"checkpoint {self.size}", judgement.text)
-
-    def read_checkpoints(self, connection: sql.Connection) -> None:
-        """Check the database's own checkpoints, and that they and the exported ones are the same."""
-        own: set[int] = set()
-        columns = checkpoint_table.c
-        for row in connection.execute(sql.select(columns.tree_size, raw(connection, columns.note).label("note"))):
-            position = f"checkpoint {row.tree_size} of the database"
-            checkpoint = self._checkpoint(row.note.decode(errors="replace"), position)
-            if checkpoint is not None and checkpoint.tree_size != row.tree_size:
-                self.add("checkpoint", position, f"It is signed for {checkpoint.tree_size} events.")
-            own.add(row.tree_size)
-        for size in sorted(self.witnessed - own):
-            self.add("checkpoint", f"checkpoint {size}", "A witness has cosigned it; the database does not have it.")
-        for folder, sizes in self.exported.items():
-            for size in sorted(sizes - own):
-                self.add("checkpoint", f"checkpoint {size}", f"{folder} holds it, signed; the database does not.")
-            if own and not sizes:
-                self.add(
-                    "export",
-                    str(folder),
-                    "It holds no valid checkpoint, although the log was sealed. If it is new, `lepton audit seal` fills it.",
-                )
-            elif max(own, default=0) > max(sizes, default=0):
-                self.notes.append(f"{folder} lacks the latest checkpoint; `lepton audit seal` copies it.")
-
-    def _checkpoint(self, note: str, position: str) -> Checkpoint | None:
-        try:
-            checkpoint = Checkpoint.verify(note, self.verifier, place=position)
-        except AuditTampered as error:
-            self.add("signature", position, error.rule)
-            return None
-        roots = self.signed.setdefault(checkpoint.tree_size, [])
-        if checkpoint.root_hash not in roots:
-            roots.append(checkpoint.root_hash)
-        if len(roots) > 1:
-            self.add("fork", f"checkpoint {checkpoint.tree_size}", "Two different roots are signed for this size.")
-        return checkpoint
 
     def skip_to(self, connection: sql.Connection, note: str) -> None:
         """Begin behind an earlier checkpoint, if the stored hashes still make its root and those of all before it."""
-        checkpoint = self._checkpoint(note, "the earlier checkpoint")
+        checkpoint = self.signed.checkpoint(note, "the earlier checkpoint")
         if checkpoint is None:
             return
         size = checkpoint.tree_size
@@ -237,17 +161,17 @@ class _Verification:
             frontier = StoredTree(connection, size=size).frontier()
             unchanged = connection.scalar(below) == size and all(
                 [StoredTree(connection, size=signed).root()] == roots
-                for signed, roots in self.signed.items()
+                for signed, roots in self.signed.by_size.items()
                 if signed <= size
             )
         except ValueError:
             unchanged = False
         if not unchanged:
-            self.notes.append(f"The log does not extend the checkpoint of {size} events: all of it was read.")
+            self.found.notes.append(f"The log does not extend the checkpoint of {size} events: all of it was read.")
             return
         self.start = self.next_index = self.confirmed = size
         self.frontier = frontier
-        self.notes.append(
+        self.found.notes.append(
             f"The log extends the checkpoint of {size} events. Their hashes were checked, not their payloads: a payload that"
             " was changed since they were last verified does not show."
         )
@@ -269,10 +193,9 @@ class _Verification:
             found = sql.select(columns.id).where(columns.event_id == event_id, columns.tree_index < below)
             return below > 0 and connection.scalar(found) is not None
 
-        for finding in self.producers.missing(unread):
-            self.add(finding.kind, finding.position, finding.text)
+        self.found.add_all(self.producers.missing(unread))
         if self.producers.open_count:
-            self.notes.append(
+            self.found.notes.append(
                 f"{self.producers.open_count} producers have not closed (they still run, or were killed): events cut"
                 " off their ends before sealing would not show."
             )
@@ -280,7 +203,7 @@ class _Verification:
     def _taken(self, connection: sql.Connection) -> Iterator[int]:
         """Take in every leaf, in blocks as far as nothing is odd about them; yield how many were taken at a time."""
         if is_whole(connection, start=self.start, stop=self.size):
-            blocks = Blocks(connection, start=self.start, stop=self.size, cuts=self.signed)
+            blocks = Blocks(connection, start=self.start, stop=self.size, cuts=self.signed.by_size)
             for task, block in blocks:
                 if block is None or self.gaps:
                     yield sum(map(self._take, self._leaves(connection, start=task.first, stop=task.stop)))
@@ -328,8 +251,7 @@ class _Verification:
         return 1
 
     def _follow_producer(self, leaf: Leaf) -> None:
-        for finding in self.producers.check(leaf):
-            self.add(finding.kind, finding.position, finding.text)
+        self.found.add_all(self.producers.check(leaf))
 
     def _take_sealed(self, leaf: Leaf, index: int) -> None:
         if index > self.next_index:
@@ -348,7 +270,7 @@ class _Verification:
             self.emptied |= set() if leaf.payload else {index}
 
     def _compare_root(self) -> None:
-        roots = self.signed.get(self.frontier.size)
+        roots = self.signed.by_size.get(self.frontier.size)
         if not roots:
             return
         if roots == [self.frontier.root()]:
@@ -364,7 +286,7 @@ class _Verification:
             self.gaps.append(Finding("truncated", leaves(self.next_index, self.size - 1), text))
         if self.contradicted is None and not self.gaps:
             for position in self.disagreeing.values():
-                self.add("edited", position, _HASH_CHANGED)
+                self.found.add("edited", position, _HASH_CHANGED)
             return
         reference = self._reference(connection)
         if reference is None:
@@ -372,7 +294,9 @@ class _Verification:
             return
         known = len(reference) // HASH_BYTES
         if known < self.size:
-            self.notes.append(f"Changes from leaf {known} on could not be told apart: no export has their hashes.")
+            self.found.notes.append(
+                f"Changes from leaf {known} on could not be told apart: no export has their hashes."
+            )
             self._judge_without_reference(known)
         rows = [
             Placed(leaf.tree_index, leaf.event_id, leaf.actual_hash)
@@ -380,22 +304,21 @@ class _Verification:
             if leaf.tree_index is not None and (known == self.size or leaf.tree_index < known)
         ]
         found = list(locate(reference, rows))
-        for finding in found:
-            self.add(finding.kind, finding.position, finding.text)
+        self.found.add_all(found)
         for row in rows:
             as_sealed = reference[row.index * HASH_BYTES : (row.index + 1) * HASH_BYTES] == row.actual_hash
             if as_sealed and row.index in self.disagreeing:
-                self.add("edited", self.disagreeing[row.index], _HASH_CHANGED)
+                self.found.add("edited", self.disagreeing[row.index], _HASH_CHANGED)
         if not found and self.contradicted is not None and self.contradicted <= known:
-            self.add("fork", f"checkpoint {self.contradicted}", "It is signed, but it is not of this log.")
+            self.found.add("fork", f"checkpoint {self.contradicted}", "It is signed, but it is not of this log.")
 
     def read_archives(self, connection: sql.Connection) -> None:
         """Read which leaves need no payload in the database."""
 
         def refuse(error: AuditTampered) -> None:
-            self.add("archive", error.place, error.rule)
+            self.found.add("archive", error.place, error.rule)
 
-        self.archives = read_archived(connection, self.verifier, refuse=refuse)
+        self.archives = read_archived(connection, self.signed.verifier, refuse=refuse)
 
     def check_archives(self, connection: sql.Connection, places: Sequence[Path | str]) -> None:
         """Hold the archives of what was verified against their statements, as far as they can be read."""
@@ -406,16 +329,17 @@ class _Verification:
             announced = sql.select(leaf_table.c.id).where(leaf_table.c.event_id == archived.event_id)
             if connection.scalar(announced) is None:
                 text = "The log does not have the event that announced it."
-                self.add("archive", f"archive of {archived.leaves}", text)
-            place, findings = check_archive(connection, archived, verifier=self.verifier, places=places)
-            for finding in findings:
-                self.add(finding.kind, finding.position, finding.text)
+                self.found.add("archive", f"archive of {archived.leaves}", text)
+            place, findings = check_archive(connection, archived, verifier=self.signed.verifier, places=places)
+            self.found.add_all(findings)
             if place is not None:
-                self.notes.append(f"{what}; the archive was read and checked." if not findings else f"{what}.")
+                self.found.notes.append(f"{what}; the archive was read and checked." if not findings else f"{what}.")
             elif places:
-                self.add("archive", f"archive of {archived.leaves}", "None of the named places has it.")
+                self.found.add("archive", f"archive of {archived.leaves}", "None of the named places has it.")
             else:
-                self.notes.append(f"{what}, which cannot be read from here: they were not checked, their hashes were.")
+                self.found.notes.append(
+                    f"{what}, which cannot be read from here: they were not checked, their hashes were."
+                )
 
     def check_file(self, connection: sql.Connection) -> None:
         """Let SQLite hold its indices against its rows, unless a second process has done so."""
@@ -425,7 +349,7 @@ class _Verification:
             lines = connection.exec_driver_sql(check).scalars() if self.damage is None else self.damage[table]
             for line in lines:
                 if line != "ok":
-                    self.add("damaged", f"table {table}", f"SQLite's own check says: {line}.")
+                    self.found.add("damaged", f"table {table}", f"SQLite's own check says: {line}.")
 
     def _leaves(self, connection: sql.Connection, *, start: int = 0, stop: int | None = None) -> Iterator[Leaf]:
         archived = archived_stop(self.archives)
@@ -433,46 +357,31 @@ class _Verification:
 
     def _add_changed(self, position: str, *, emptied: bool) -> None:
         """A payload that is not the one of the hash beside it."""
-        self.add("deleted" if emptied else "edited", position, _EMPTIED if emptied else _DISAGREE)
+        self.found.add("deleted" if emptied else "edited", position, _EMPTIED if emptied else _DISAGREE)
 
     def _judge_unsigned(self) -> None:
         text = "It has a position in the tree, but no signed checkpoint covers it."
         if len(self.uncovered) > _LONGEST_LIST:
-            self.add("unsigned", leaves(self.size, self.next_index - 1), text)
+            self.found.add("unsigned", leaves(self.size, self.next_index - 1), text)
         else:
             for position in self.uncovered:
-                self.add("unsigned", position, text)
+                self.found.add("unsigned", position, text)
 
     def _judge_without_reference(self, known: int) -> None:
         """Say of the leaves from ``known`` on what their positions and the hashes beside them show."""
-        for finding in self.gaps:
-            self.add(finding.kind, finding.position, finding.text)
+        self.found.add_all(self.gaps)
         for index, position in self.disagreeing.items():
             if index >= known:
                 self._add_changed(position, emptied=index in self.emptied)
         if self.contradicted is not None and self.contradicted > known:
             text = "Their root is not the signed one; without the leaf hashes of an export it cannot be told which."
-            self.add("unlocated", leaves(max(self.confirmed, known), self.contradicted - 1), text)
+            self.found.add("unlocated", leaves(max(self.confirmed, known), self.contradicted - 1), text)
 
     def _reference(self, connection: sql.Connection) -> bytes | None:
         """A list of leaf hashes with a signed root: an export's if one has it, else the hashes beside the payloads."""
-        if (hashes := self._exported_hashes(behind=False)) is not None:
+        if (hashes := self.signed.exported_hashes(behind=False)) is not None:
             return hashes
         hashes = b"".join(leaf.stored_hash for leaf in self._leaves(connection))[: self.size * HASH_BYTES]
-        if self._is_signed(self.size, hashes):
+        if self.signed.is_signed(self.size, hashes):
             return hashes
-        return self._exported_hashes(behind=True)
-
-    def _exported_hashes(self, *, behind: bool) -> bytes | None:
-        """The leaf hashes of an export with a signed root, of the whole log or of one of its earlier states."""
-        for export in self.exports:
-            earlier = sorted(self.exported[export.place] - {self.size}, reverse=True)[:2]
-            for size in earlier if behind else [self.size]:
-                hashes = export.leaf_hashes(size)
-                if hashes is not None and self._is_signed(size, hashes):
-                    return hashes
-        return None
-
-    def _is_signed(self, size: int, hashes: bytes) -> bool:
-        parts = (hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES))
-        return len(hashes) == size * HASH_BYTES and root(parts) in self.signed.get(size, [])
+        return self.signed.exported_hashes(behind=True)
