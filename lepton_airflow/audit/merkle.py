@@ -1,10 +1,12 @@
-"""The Merkle tree of RFC 6962 section 2.1 over SHA-256: roots, inclusion and consistency proofs."""
+"""The Merkle tree of RFC 6962 section 2.1 over SHA-256: roots, and whether inclusion and consistency proofs hold.
+
+Proofs are made by :class:`lepton_airflow.audit.nodes.StoredTree`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 
 HASH_BYTES = 32
 EMPTY_ROOT = hashlib.sha256(b"").digest()
@@ -94,42 +96,6 @@ def subtrees(leaves: Sequence[bytes], *, first: int) -> list[tuple[int, bytes]]:
     return left + right[::-1]
 
 
-def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
-    """The audit path of leaf ``index`` (RFC 6962 section 2.1.1), from the leaf upwards.
-
-    :param leaves: leaf hashes
-    :raises ValueError: no such leaf
-    """
-    return inclusion_proofs(leaves, size=len(leaves), indices=[index])[1][index]
-
-
-def inclusion_proofs(
-    leaves: Iterable[bytes], *, size: int, indices: Collection[int]
-) -> tuple[bytes, dict[int, list[bytes]]]:
-    """The audit paths of several leaves and the root, in one pass that keeps no more than O(log n) hashes.
-
-    :param leaves: leaf hashes in the order of the tree; read as far as ``size``
-    :returns: the root of the tree of ``size``, and for each index its path, from the leaf upwards
-    :raises ValueError: no such leaf, or fewer leaves than ``size``
-    """
-    if any(not 0 <= index < size for index in indices):
-        raise ValueError("no such leaf in the tree")
-    stream = iter(leaves)
-    paths: dict[int, list[bytes]] = {index: [] for index in indices}
-
-    def subtree(start: int, stop: int) -> bytes:
-        inside = [index for index in paths if start <= index < stop]
-        if not inside or stop - start == 1:
-            return _root_of_next(stream, stop - start)
-        middle = start + _split(stop - start)
-        left, right = subtree(start, middle), subtree(middle, stop)
-        for index in inside:
-            paths[index].append(right if index < middle else left)
-        return node_hash(left, right)
-
-    return subtree(0, size), paths
-
-
 def verify_inclusion(*, leaf: bytes, index: int, size: int, proof: Sequence[bytes], root_hash: bytes) -> bool:
     """Whether ``leaf`` (a leaf hash) is leaf ``index`` of the tree of that size and root (RFC 9162 section 2.1.3.2)."""
     if not 0 <= index < size:
@@ -148,34 +114,6 @@ def verify_inclusion(*, leaf: bytes, index: int, size: int, proof: Sequence[byte
         node >>= 1
         last >>= 1
     return last == 0 and hashed == root_hash
-
-
-def consistency_proof(leaves: Iterable[bytes], old_size: int, *, size: int | None = None) -> list[bytes]:
-    """The proof that the first ``old_size`` leaves are a prefix of the first ``size`` (RFC 6962 section 2.1.2), in one pass.
-
-    :param leaves: leaf hashes in the order of the tree; read as far as ``size``
-    :param size: all of ``leaves``, if it is not given
-    :raises ValueError: ``old_size`` is not between 0 and ``size``, or there are fewer leaves
-    """
-    if size is None:
-        leaves = list(leaves)
-        size = len(leaves)
-    if not 0 <= old_size <= size:
-        raise ValueError("no such older tree")
-    stream = iter(leaves)
-
-    def subproof(count: int, old: int, *, complete: bool) -> list[bytes]:
-        if old == count:
-            whole = _root_of_next(stream, count)
-            return [] if complete else [whole]
-        split = _split(count)
-        if old <= split:
-            inner = subproof(split, old, complete=complete)
-            return [*inner, _root_of_next(stream, count - split)]
-        left = _root_of_next(stream, split)
-        return [*subproof(count - split, old - split, complete=False), left]
-
-    return subproof(size, old_size, complete=True) if old_size else []
 
 
 def verify_consistency(*, old_size: int, old_root: bytes, size: int, root_hash: bytes, proof: Sequence[bytes]) -> bool:
@@ -209,18 +147,3 @@ def verify_consistency(*, old_size: int, old_root: bytes, size: int, root_hash: 
         node >>= 1
         last >>= 1
     return last == 0 and old == old_root and new == root_hash
-
-
-def _root_of_next(stream: Iterator[bytes], count: int) -> bytes:
-    """The root over the next ``count`` leaf hashes."""
-    frontier = Frontier()
-    for hashed in islice(stream, count):
-        frontier.append(hashed)
-    if frontier.size != count:
-        raise ValueError("there are fewer leaves than the tree has")
-    return frontier.root()
-
-
-def _split(size: int) -> int:
-    """The largest power of two smaller than ``size``."""
-    return 1 << ((size - 1).bit_length() - 1)

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 from lepton_airflow.audit.merkle import (
     Frontier,
-    consistency_proof,
-    inclusion_proof,
     leaf_hash,
     node_hash,
     root,
@@ -60,16 +58,18 @@ def test_roots_equal_the_published_ones(size: int) -> None:
         (1, 5, [ROOTS[1], H23, H4]),
     ],
 )
-def test_inclusion_proofs_equal_the_published_ones(index: int, size: int, path: list[str]) -> None:
-    assert [node.hex() for node in inclusion_proof(LEAVES[:size], index)] == path
+def test_published_inclusion_proofs_hold(index: int, size: int, path: list[str]) -> None:
+    proof, top = [bytes.fromhex(node) for node in path], bytes.fromhex(ROOTS[size])
+    assert verify_inclusion(leaf=LEAVES[index], index=index, size=size, proof=proof, root_hash=top)
 
 
 @pytest.mark.parametrize(
     ("old", "size", "path"),
     [(1, 1, []), (1, 8, [H1, H23, H4567]), (6, 8, [H45, H67, ROOTS[4]]), (2, 5, [H23, H4])],
 )
-def test_consistency_proofs_equal_the_published_ones(old: int, size: int, path: list[str]) -> None:
-    assert [node.hex() for node in consistency_proof(LEAVES[:size], old)] == path
+def test_published_consistency_proofs_hold(old: int, size: int, path: list[str]) -> None:
+    proof, before, after = [bytes.fromhex(node) for node in path], *(bytes.fromhex(ROOTS[each]) for each in (old, size))
+    assert verify_consistency(old_size=old, old_root=before, size=size, root_hash=after, proof=proof)
 
 
 # The RFC's definitions, written as it states them, on the data and not on hashes; shares no code with the package.
@@ -93,18 +93,19 @@ def path(m: int, data: list[bytes]) -> list[bytes]:
     return [*path(m, data[:k]), mth(data[k:])] if m < k else [*path(m - k, data[k:]), mth(data[:k])]
 
 
-def rebuilt(leaf: bytes, m: int, n: int, proof: list[bytes]) -> bytes:
-    """The root that a proof claims, by the same recursion read backwards."""
-    if n == 1:
-        assert not proof
-        return leaf
+def subproof(m: int, data: list[bytes], complete: bool) -> list[bytes]:
+    if m == len(data):
+        return [] if complete else [mth(data)]
     k = 1
-    while k * 2 < n:
+    while k * 2 < len(data):
         k *= 2
-    inner, sibling = proof[:-1], proof[-1]
-    if m < k:
-        return hashlib.sha256(b"\x01" + rebuilt(leaf, m, k, inner) + sibling).digest()
-    return hashlib.sha256(b"\x01" + sibling + rebuilt(leaf, m - k, n - k, inner)).digest()
+    if m <= k:
+        return [*subproof(m, data[:k], complete), mth(data[k:])]
+    return [*subproof(m - k, data[k:], False), mth(data[:k])]
+
+
+def flipped(proof: list[bytes], position: int) -> list[bytes]:
+    return [*proof[:position], bytes([proof[position][0] ^ 1]) + proof[position][1:], *proof[position + 1 :]]
 
 
 def data(size: int) -> list[bytes]:
@@ -123,52 +124,63 @@ def test_the_root_and_the_frontier_are_the_rfcs_tree(values: list[bytes]) -> Non
 
 
 @pytest.mark.parametrize("size", range(1, 35))
-def test_every_inclusion_proof_is_the_rfcs_and_proves_only_its_own_leaf(size: int) -> None:
+def test_every_inclusion_proof_of_the_rfc_proves_its_own_leaf_and_no_other(size: int) -> None:
     values = data(size)
-    leaves = [leaf_hash(value) for value in values]
     top = mth(values)
     for index in range(size):
-        proof = inclusion_proof(leaves, index)
-        assert proof == path(index, values)
-        assert rebuilt(leaves[index], index, size, proof) == top
+        proof = path(index, values)
         for claimed in range(size + 1):
-            good = verify_inclusion(leaf=leaves[index], index=claimed, size=size, proof=proof, root_hash=top)
+            leaf = leaf_hash(values[index])
+            good = verify_inclusion(leaf=leaf, index=claimed, size=size, proof=proof, root_hash=top)
             assert good == (claimed == index)
 
 
 @pytest.mark.parametrize("size", range(1, 35))
-def test_every_consistency_proof_proves_its_two_trees_and_no_others(size: int) -> None:
+def test_every_consistency_proof_of_the_rfc_proves_its_two_trees_and_no_others(size: int) -> None:
     values = data(size)
-    leaves = [leaf_hash(value) for value in values]
-    other = [leaf_hash(b"x"), *leaves[1:]]
-    for old in range(size + 1):
-        proof = consistency_proof(leaves, old)
+    other = [b"x", *values[1:]]
+    for old in range(1, size + 1):
+        proof = subproof(old, values, True)
         sizes = {"old_size": old, "size": size}
-        assert verify_consistency(**sizes, old_root=mth(values[:old]), root_hash=mth(values), proof=proof)
-        if old:
-            assert not verify_consistency(**sizes, old_root=root(other[:old]), root_hash=mth(values), proof=proof)
-            assert not verify_consistency(
-                **sizes, old_root=mth(values[:old]), root_hash=root(other), proof=consistency_proof(other, old)
-            )
+        before, after = mth(values[:old]), mth(values)
+        assert verify_consistency(**sizes, old_root=before, root_hash=after, proof=proof)
+        assert not verify_consistency(**sizes, old_root=mth(values[: old - 1]), root_hash=after, proof=proof)
+        assert not verify_consistency(**sizes, old_root=mth(other[:old]), root_hash=after, proof=proof)
+        foreign = subproof(old, other, True)
+        assert not verify_consistency(**sizes, old_root=before, root_hash=mth(other), proof=foreign)
+        for position in range(len(proof)):
+            assert not verify_consistency(**sizes, old_root=before, root_hash=after, proof=flipped(proof, position))
+
+
+@pytest.mark.parametrize(
+    ("proof", "root_of_nothing", "good"), [([], b"", True), ([], b"x", False), ([b""], b"", False)]
+)
+def test_every_tree_extends_the_empty_one_without_a_proof(
+    proof: list[bytes], root_of_nothing: bytes, good: bool
+) -> None:
+    old_root = hashlib.sha256(root_of_nothing).digest()
+    claim = verify_consistency(old_size=0, old_root=old_root, size=8, root_hash=bytes.fromhex(ROOTS[8]), proof=proof)
+    assert claim == good
 
 
 @given(st.integers(2, 40), st.data())
 def test_a_damaged_proof_is_refused(size: int, drawn: st.DataObject) -> None:
-    leaves = [leaf_hash(value) for value in data(size)]
+    values = data(size)
     index = drawn.draw(st.integers(0, size - 1))
-    proof = inclusion_proof(leaves, index)
+    proof = path(index, values)
     broken = list(proof)
     position = drawn.draw(st.integers(0, len(proof) - 1))
     match drawn.draw(st.sampled_from(["flip", "drop", "repeat", "append"])):
         case "flip":
-            broken[position] = bytes([broken[position][0] ^ 1]) + broken[position][1:]
+            broken = flipped(proof, position)
         case "drop":
             del broken[position]
         case "repeat":
             broken.insert(position, broken[position])
         case "append":
             broken.append(leaf_hash(b""))
-    assert not verify_inclusion(leaf=leaves[index], index=index, size=size, proof=broken, root_hash=root(leaves))
+    leaf, top = leaf_hash(values[index]), mth(values)
+    assert not verify_inclusion(leaf=leaf, index=index, size=size, proof=broken, root_hash=top)
 
 
 def test_leaves_and_nodes_are_kept_apart() -> None:
@@ -183,7 +195,8 @@ def test_a_frontier_that_does_not_fit_its_size_is_refused(size: int, nodes: list
 
 
 def test_a_proof_for_a_leaf_or_tree_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match="no such leaf"):
-        inclusion_proof(LEAVES, 8)
-    with pytest.raises(ValueError, match="no such older tree"):
-        consistency_proof(LEAVES, 9)
+    top = bytes.fromhex(ROOTS[8])
+    for index in (-1, 8):
+        assert not verify_inclusion(leaf=LEAVES[index % 8], index=index, size=8, proof=path(0, INPUTS), root_hash=top)
+    for old in (-1, 9):
+        assert not verify_consistency(old_size=old, old_root=top, size=8, root_hash=top, proof=[])
