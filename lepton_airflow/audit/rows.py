@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import subprocess
 import sys
 from bisect import bisect
 from collections import deque
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from multiprocessing import Pipe
+from contextlib import closing
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,6 +27,9 @@ _CHUNK = 1000
 _WORTH_HELP = 20_000
 _ASKED_AHEAD = 2
 _KEPT = 16  # blocks that are there before their turn
+#: Seconds without an answer after which the second process is given up; checking a long file takes it longer.
+_PATIENCE = 60
+_LEAVES_A_SECOND = 20_000  # checked on a slow disk
 _HELPER = "import sys; from lepton_airflow.audit.blocks import serve; serve(sys.argv[1], int(sys.argv[2]))"
 
 
@@ -88,7 +92,8 @@ class Blocks:
     """The leaves from ``start`` up to, not including, ``stop``, block by block; None for one that has to be read row by row.
 
     A second process checks a SQLite file and reads it too, if that is worth starting one. It sees the file as it is when it
-    begins, which for sealed leaves is the same, unless somebody changes them meanwhile.
+    begins, which for sealed leaves is the same, unless somebody changes them meanwhile. If it dies, or does not answer for a
+    minute and as long as it may take to check so long a file, it is ended and this process goes on alone.
 
     :param cuts: the sizes of the tree at which its root will be asked for
     :raises AuditUnavailable: when iterated over: the database cannot be reached
@@ -103,34 +108,41 @@ class Blocks:
         self.damage: dict[str, list[str]] | None = None
 
     def __iter__(self) -> Iterator[tuple[Task, Block | None]]:
-        with _helper(self._connection.engine.url.database if self._helped else None) as pipe:
-            yield from self._in_turn(pipe)
+        database = self._connection.engine.url.database
+        if not self._helped or database is None:
+            yield from self._in_turn(None)
+            return
+        leaves = self._tasks[-1].stop - self._tasks[0].first
+        with closing(_Helper(database, patience=_PATIENCE + leaves // _LEAVES_A_SECOND)) as helper:
+            yield from self._in_turn(helper)
 
-    def _in_turn(self, pipe: Connection | None) -> Iterator[tuple[Task, Block | None]]:
+    def _in_turn(self, helper: _Helper | None) -> Iterator[tuple[Task, Block | None]]:
         tasks, checked, turn = self._tasks, False, 0
         waiting = deque(enumerate(tasks))
         asked: dict[int, tuple[int, Task]] = {}
         made: dict[int, Block | None] = {}
-        while turn < len(tasks) or (pipe is not None and not checked):
+        while turn < len(tasks) or (helper is not None and not checked):
             # What is there before its turn is kept, so that there must not be too much of it.
             near = bool(waiting) and waiting[0][0] < turn + _KEPT
             idle = not near and turn not in made
             try:
-                if pipe is not None and not checked and (idle or pipe.poll()):
-                    self.damage, checked = pipe.recv(), True
-                if pipe is not None and checked and near and len(asked) < _ASKED_AHEAD:
+                if helper is not None and not checked and (idle or helper.pipe.poll()):
+                    self.damage, checked = helper.pipe.recv(), True
+                if helper is not None and checked and near and len(asked) < _ASKED_AHEAD:
                     number, task = waiting.popleft()
                     asked[task.first] = (number, task)
-                    pipe.send(task)
+                    helper.pipe.send(task)
                     continue
-                if pipe is not None and asked and (idle or pipe.poll()):
-                    first, block = pipe.recv()
+                if helper is not None and asked and (idle or helper.pipe.poll()):
+                    first, block = helper.pipe.recv()
                     made[asked.pop(first)[0]] = block
                     continue
             except (EOFError, OSError):
                 # Without help, then; what it was asked for is ours again.
+                if helper is not None:
+                    helper.close()
                 waiting.extendleft(sorted(asked.values(), reverse=True))
-                asked, pipe = {}, None
+                asked, helper = {}, None
                 continue
             if turn in made:
                 yield tasks[turn], made.pop(turn)
@@ -164,30 +176,36 @@ def _read(connection: sql.Connection, task: Task) -> Block | None:
     return block_of(task, rows)
 
 
-@contextmanager
-def _helper(database: str | None) -> Iterator[Connection | None]:
-    """The pipe to a second process that serves blocks of a SQLite file; None without one."""
-    if database is None:
-        yield None
-        return
-    ours, theirs = Pipe()
-    with ours:
-        with theirs:
+class _Helper:
+    """A second process that serves blocks of a SQLite file.
+
+    :param pipe: to and from it; reading and writing raise EOFError if the process has ended, OSError if it is out of patience
+    :param patience: how many seconds one read or write waits
+    """
+
+    def __init__(self, database: str, *, patience: int) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            # The system itself ends a wait, in the middle of a message too.
+            limit = struct.pack("@ll", patience, 0)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             # -P: what lies in the working directory is not imported.
             command = [sys.executable, "-P", "-c", _HELPER, database, str(theirs.fileno())]
-            process = subprocess.Popen(  # noqa: S603 - this interpreter and our own words
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter and our own words
                 command,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-        try:
-            yield ours
-        finally:
-            ours.close()
-            process.kill()
-            process.wait()
+            self.pipe = Connection(ours.detach())
+
+    def close(self) -> None:
+        """End it, whatever it is doing; a second time changes nothing."""
+        self.pipe.close()
+        self._process.kill()
+        self._process.wait()
 
 
 def _processors() -> int:

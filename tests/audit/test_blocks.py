@@ -137,6 +137,14 @@ def fill(engine: sql.Engine, rows: list[dict[str, Any]], signer: Signer, source:
         seal(engine, signer=signer, exports=[])
 
 
+class Prompt(reading_module._Helper):
+    """A second process that has said of the file what it has to say before a row is read here: so it is asked for blocks."""
+
+    def __init__(self, database: str, *, patience: int) -> None:
+        super().__init__(database, patience=patience)
+        assert self.pipe.poll(60)
+
+
 @pytest.fixture
 def all_ways(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VerificationReport]:
     """Verify row by row, in blocks, and in blocks with a second process; the report, which must be one."""
@@ -152,6 +160,7 @@ def all_ways(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VerificationRepor
             patch.setattr(reading_module, "BLOCK", 32)
             patch.setattr(reading_module, "_WORTH_HELP", 0)
             patch.setattr(reading_module, "_processors", lambda: 2)
+            patch.setattr(reading_module, "_Helper", Prompt)
             yield verify(engine, **options)
 
     def verified(engine: sql.Engine, **options: Any) -> VerificationReport:
@@ -163,12 +172,12 @@ def all_ways(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VerificationRepor
     return verified
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("producers", [1, 3, 30])
 def test_a_log_that_nobody_touched_is_reported_alike(
-    sqlite_engine: sql.Engine, signer: Signer, all_ways: Callable[..., VerificationReport], seed: int
+    sqlite_engine: sql.Engine, signer: Signer, all_ways: Callable[..., VerificationReport], producers: int
 ) -> None:
-    source = random.Random(seed)
-    leaves = written(source, producers=source.choice([1, 3, 30]), events=220)
+    source = random.Random(producers)
+    leaves = written(source, producers=producers, events=220)
     fill(sqlite_engine, stored(leaves, {}), signer, source)
     report = all_ways(sqlite_engine, verifier=signer.verifier, exports=[])
     assert (report.ok, report.findings, report.warnings) == (True, (), ())
@@ -224,38 +233,56 @@ def link(leaf: Payload, leaves: list[Payload]) -> None:
             producer["previous"] = leaf_hash(canonical_json(other)).hex()
 
 
-@pytest.mark.parametrize("seed", range(12))
+Row = sql.Row[Any]
+#: What may be done to the table when it is sealed: a statement, from the row that it changes and another one.
+DAMAGES: dict[str, Callable[[Row, Row], sql.Delete | sql.Update]] = {
+    "deleted": lambda one, _: leaf_table.delete().where(place == one.tree_index),
+    "cut": lambda one, _: leaf_table.delete().where(place >= one.tree_index),
+    "payload": lambda one, _: changed(one, payload=one.payload.replace('"etl"', '"eve"')),
+    "another's payload": lambda one, other: changed(one, payload=other.payload),
+    "no text": lambda one, _: changed(one, payload=b"\xff\x00"),
+    "hash": lambda one, other: changed(one, leaf_hash=other.leaf_hash),
+    "event id": lambda one, _: changed(one, event_id="other"),
+    "event id with a zero": lambda one, _: changed(one, event_id=one.event_id + "\x00"),
+    "position below": lambda one, _: changed(one, tree_index=-5),
+    "position beyond": lambda one, _: changed(one, tree_index=500),
+    "position between": lambda one, other: changed(one, tree_index=between(other.tree_index)),
+    # The next block, in which nothing is odd, then has no leaf before it; what is odd comes only later.
+    "position between, of a block's last": lambda *_: (
+        leaf_table.update().where(place == 31).values(tree_index=between(70))
+    ),
+}
+place = leaf_table.c.tree_index
+
+
+def between(position: int) -> sql.ColumnElement[Any]:
+    return sql.literal_column(f"{position} + 0.5")
+
+
+def changed(row: Row, **values: Any) -> sql.Update:
+    return leaf_table.update().where(leaf_table.c.id == row.id).values(**values)
+
+
+@pytest.mark.parametrize("exported", [False, True], ids=["no export", "export"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_what_was_done_to_the_table_is_reported_alike(
     sqlite_engine: sql.Engine,
     signer: Signer,
     tmp_path: Path,
     all_ways: Callable[..., VerificationReport],
-    seed: int,
+    damage: str,
+    exported: bool,
 ) -> None:
-    source = random.Random(seed)
-    leaves = written(source, producers=source.choice([1, 5]), events=120)
-    fill(sqlite_engine, stored(leaves, {}), signer, source)
-    seal(sqlite_engine, signer=signer, exports=[tmp_path / "export"])
-    index, other = leaf_table.c.tree_index, source.randrange(120)
-    one = source.choice([number for number in range(120) if number != other])
+    source = random.Random(damage)
+    fill(sqlite_engine, stored(written(source, producers=1, events=100), {}), signer, source)
+    places = [tmp_path / "export"] if exported else []
+    seal(sqlite_engine, signer=signer, exports=places)
     with sqlite_engine.begin() as connection:
-        rows = {row["tree_index"]: row for row in connection.execute(sql.select(leaf_table)).mappings()}
-        changes = [
-            leaf_table.delete().where(index == one),
-            leaf_table.delete().where(index >= one),
-            leaf_table.update().where(index == one).values(payload=rows[one]["payload"].replace("visits", "xisits")),
-            leaf_table.update().where(index == one).values(leaf_hash=rows[other]["leaf_hash"]),
-            leaf_table.update().where(index == one).values(event_id="other"),
-            leaf_table.update().where(index == one).values(payload=rows[other]["payload"]),
-            leaf_table.update().where(index == one).values(payload=b"\xff\x00"),
-            leaf_table.update().where(index == one).values(tree_index=-5),
-            leaf_table.update().where(index == one).values(tree_index=500),
-            leaf_table.update().where(index == one).values(tree_index=sql.literal_column(f"{other} + 0.5")),
-            leaf_table.update().where(index == one).values(event_id=rows[one]["event_id"] + "\x00"),
-        ]
-        for change in source.sample(changes, source.choice([1, 1, 2])):
-            connection.execute(change)
-    places = source.choice([[], [tmp_path / "export"]])
+        rows = connection.execute(sql.select(leaf_table).order_by(place)).all()
+        one, other, second = source.sample(rows, 3)
+        connection.execute(DAMAGES[damage](one, other))
+        if source.random() < 0.3:  # damage may come with other damage
+            connection.execute(changed(second, payload="x"))
     assert not all_ways(sqlite_engine, verifier=signer.verifier, exports=places).ok
 
 
@@ -319,24 +346,47 @@ def test_a_subtree_that_begins_elsewhere_is_refused() -> None:
         frontier.append(bytes(32), level=1)
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["never starts", "ends early"])
+#: What a second process does that fails, as Python; its arguments are those of the real one.
+FAILURES = {
+    "never starts": "raise SystemExit",
+    "ends early": "pipe.send(None); task = pipe.recv(); pipe.send((task.first, None))",
+    "never answers": "time.sleep(600)",
+    "hangs once it has checked": "pipe.send(None); time.sleep(600)",
+    "hangs in the middle of an answer": "os.write(pipe.fileno(), bytes([0, 0, 1, 0, 7])); time.sleep(600)",
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
 def test_verification_goes_on_without_its_second_process(
-    sqlite_engine: sql.Engine, signer: Signer, monkeypatch: pytest.MonkeyPatch, killed: bool
+    sqlite_engine: sql.Engine, signer: Signer, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
     source = random.Random(2)
     fill(sqlite_engine, stored(written(source, producers=3, events=200), {}), signer, source)
-    monkeypatch.setattr(reading_module, "BLOCK", 8)
-    monkeypatch.setattr(reading_module, "_WORTH_HELP", 0)
-    monkeypatch.setattr(reading_module, "_processors", lambda: 2)
-    words = "raise SystemExit"
-    if killed:
-        words = (
-            "import sys; from multiprocessing.connection import Connection; from lepton_airflow.audit.blocks import *\n"
-            "pipe = Connection(int(sys.argv[2])); pipe.send(None); task = pipe.recv(); pipe.send((task.first, None))"
-        )
-    monkeypatch.setattr(reading_module, "_HELPER", words)
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Recorded(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    words = (
+        "import os, sys, time; from multiprocessing.connection import Connection; from lepton_airflow.audit.blocks import *\n"
+        f"pipe = Connection(int(sys.argv[2])); {FAILURES[failure]}"
+    )
+    for name, value in {
+        "BLOCK": 8,
+        "_WORTH_HELP": 0,
+        "_processors": lambda: 2,
+        "_PATIENCE": 1,
+        "_HELPER": words,
+    }.items():
+        monkeypatch.setattr(reading_module, name, value)
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    if failure != "never answers":
+        monkeypatch.setattr(reading_module, "_Helper", Prompt)
     report = verify(sqlite_engine, verifier=signer.verifier, exports=[])
     assert (report.ok, report.tree_size) == (True, 200)
+    assert [process.returncode is not None for process in started] == [True]
 
 
 def test_the_second_process_starts_without_the_database_library() -> None:
