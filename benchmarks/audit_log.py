@@ -78,18 +78,7 @@ def postgresql() -> Iterator[str]:
         shutil.chown(folder, user)
     data = folder / "data"
     quiet: dict[str, Any] = {"user": user, "cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    initdb: list[str | Path] = [
-        binaries / "initdb",
-        "-D",
-        data,
-        "-U",
-        "postgres",
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--locale=C",
-    ]
+    initdb = [str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]
     subprocess.run(initdb, check=True, **quiet)
     server = subprocess.Popen([binaries / "postgres", "-D", data, "-k", folder, "-h", ""], **quiet)
     try:
