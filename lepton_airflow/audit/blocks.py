@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,9 @@ def block_of(task: Task, rows: Sequence[tuple[Any, ...]]) -> Block | None:
     actual = [sha256(b"\x00" + payload).digest() for payload in payloads]
     if actual != hashes or indices != list(range(task.first, task.stop)):
         return None
-    series = list(series_of(Rows(event_ids, payloads, actual), first=task.first))
-    if len(series) * _LEAVES_PER_SERIES > len(rows) + _LEAVES_PER_SERIES:
+    most = len(rows) // _LEAVES_PER_SERIES + 1
+    series = list(islice(series_of(Rows(event_ids, payloads, actual), first=task.first), most + 1))
+    if len(series) > most:
         return None
     pieces, first = [], task.first
     for cut in task.cuts:
