@@ -11,7 +11,7 @@ from lepton_airflow.cli.console import HomeOption
 
 
 def run(
-    job: Annotated[str, typer.Argument(help="encrypt_columns, release_aggregates, retrain_model or verify_audit")],
+    job: Annotated[str, typer.Argument(help="Its name, such as encrypt_columns, release_aggregates or retrain_model.")],
     spec: Annotated[Path, typer.Option(help="The job's spec, a YAML file.")],
     home: HomeOption = None,
     run_key: Annotated[str | None, typer.Option(help="Repeating a run under its key has the same effect once.")] = None,
