@@ -19,7 +19,7 @@ demo: setup
 test: setup
 	@docker/setup/system.sh postgresql
 	@docker/setup/system.sh softhsm
-	@$(BIN)/python -m pytest tests -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -26,7 +26,7 @@ from lepton_airflow.keys.identity import Identity
 from lepton_airflow.keys.keyring import FileKeyring
 from lepton_airflow.settings import Settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("airflow"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 HERE = Path(__file__).parent
 ROWS = 2_000

@@ -18,7 +18,7 @@ from lepton_airflow.keys.identity import Identity
 from lepton_airflow.keys.keyring import FileKeyring
 from lepton_airflow.settings import Settings, load_settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("airflow")]
+pytestmark = [pytest.mark.slow]
 DAGS = Path(__file__).parents[2] / "dags"
 NAMES = ("name", "email")
 

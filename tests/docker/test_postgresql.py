@@ -17,7 +17,6 @@ from lepton_airflow.audit.database import connect, migrate
 from lepton_airflow.settings import Settings
 
 # One worker starts the server.
-pytestmark = pytest.mark.xdist_group("postgresql over tls")
 AUDIT, AIRFLOW = "LEPTON_DEMO_AUDIT_DATABASE", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 # One worker starts the cluster.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("spark cluster")]
+pytestmark = [pytest.mark.slow]
 BIN = Path(sys.executable).parent
 APPLICATION = """
 from pyspark.sql import SparkSession

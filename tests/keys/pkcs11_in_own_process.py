@@ -28,7 +28,6 @@ from lepton_airflow.keys.sealing import seal
 from lepton_airflow.settings import load_settings
 
 # SoftHSM reads its configuration once in a process.
-pytestmark = pytest.mark.xdist_group("softhsm")
 SECRET = bytes(range(32))
 PIN = "4711-0815"
 

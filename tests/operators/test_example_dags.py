@@ -25,7 +25,7 @@ grants:
     purposes: [test, letters to patients, key rotation]
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("airflow")]
+pytestmark = [pytest.mark.slow]
 
 
 @pytest.mark.parametrize("dag", ["examples_decrypt_columns", "examples_rotate_keys"])

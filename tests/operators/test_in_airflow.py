@@ -13,7 +13,7 @@ import sqlalchemy as sql
 from lepton_airflow.audit.database import connect, leaf_table
 from lepton_airflow.settings import Settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("airflow")]
+pytestmark = [pytest.mark.slow]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import pytest
 from lepton_airflow.audit.checkpoint import generate_signer
 from lepton_airflow.settings import Settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("airflow")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def free_port() -> int:

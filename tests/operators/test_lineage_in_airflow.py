@@ -13,7 +13,7 @@ import pytest
 from lepton_airflow.jobs.main import main
 from lepton_airflow.settings import Settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("airflow")]
+pytestmark = [pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from lepton_airflow.privacy.ledger import Ledger
 from lepton_airflow.privacy.receipt import verify_receipt
 from lepton_airflow.settings import Settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("airflow")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PASSWORDS = {"alice": "a-password-of-a-test", "bob": "another-password-of-a-test"}
 DAG, RUN = "lepton_approval", "of-alice"

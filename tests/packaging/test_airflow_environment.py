@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 # One worker makes the environment.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("airflow environment")]
+pytestmark = [pytest.mark.slow]
 REPOSITORY = Path(__file__).parents[2]
 
 OPERATORS = """

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 # One worker makes the environment.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("spark environment")]
+pytestmark = [pytest.mark.slow]
 REPOSITORY = Path(__file__).parents[2]
 NAMES = ("Ada", "Bea", "Cara")
 POLICY = {

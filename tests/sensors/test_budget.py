@@ -138,7 +138,6 @@ def test_parsing_a_dag_with_the_sensor_imports_no_engine() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("airflow")
 def test_it_works_in_a_real_airflow(connection: str, ledger: Ledger, tmp_path: Path) -> None:
     ledger.create(dataset=DATASET, unit=UNIT, epsilon=Decimal(1), owner="tester", period="year")
     spend(ledger, "run")

@@ -103,7 +103,6 @@ def sensor(data: Path, **changes: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("airflow")
 def test_in_a_real_airflow_it_starts_what_comes_after_it_once_the_model_is_worse(
     data: Path, connections: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
