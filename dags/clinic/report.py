@@ -74,8 +74,8 @@ class Results:
             ("epsilon spent", f"{spent} of {total} per patient (add/remove), {left} left"),
             ("clean accuracy", _share(clean)),
             (
-                f"robust accuracy, PGD, L-inf {robust['epsilon']} sd",
-                f"{_share(robust)}; without hardening {standard['accuracy']:.3f}",
+                f"robust accuracy, all attacks, L-inf {robust['epsilon']} sd",
+                f"{_share(robust)}; without hardening, by PGD alone, {standard['accuracy']:.3f}",
             ),
             ("gate", "passed" if gate["passed"] else "refused"),
             ("audit", f"{'verified' if self.audit.ok else 'DOES NOT VERIFY'}, {self.audit.tree_size} sealed events"),
