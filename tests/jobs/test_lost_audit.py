@@ -35,6 +35,7 @@ def test_a_target_is_replaced_only_while_its_outcome_can_be_recorded(
         settings=home,
         engine=engine,
         guard=guard,
+        log=log,
         run_key="d/t/r/-1",
         spec_digest="d",
         principal="tester",
