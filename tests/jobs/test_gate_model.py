@@ -58,8 +58,8 @@ def model(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lepton_airflow.models.artefact import ModelFolder
     from lepton_airflow.models.card import Origin
     from lepton_airflow.models.examples import examples_from_arrow
-    from lepton_airflow.models.plan import EvaluationPlan, GatePlan, RetrainingPlan, TrainingPlan
     from lepton_airflow.models.networks import Means
+    from lepton_airflow.models.plan import EvaluationPlan, GatePlan, RetrainingPlan, TrainingPlan
     from lepton_airflow.models.retraining import retrain
     from lepton_airflow.models.threat_model import ThreatModel
 
