@@ -196,7 +196,7 @@ def _lacks_gradient(suspect: Suspect, examples: Examples, loss: LossName) -> Mas
     shape = (suspect.batch_size, len(suspect.space))
 
     @tf.function(  # type: ignore[untyped-decorator]
-        input_signature=(tf.TensorSpec(shape, tf.float32), tf.TensorSpec(shape[:1], tf.int32))
+        autograph=False, input_signature=(tf.TensorSpec(shape, tf.float32), tf.TensorSpec(shape[:1], tf.int32))
     )
     def steepest(x: Any, labels: Any) -> Any:
         seen = view(suspect.model, x, labels, tf.zeros_like(x), perturbation=perturbation, epsilon=1.0, loss=loss)
