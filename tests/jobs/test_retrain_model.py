@@ -352,3 +352,12 @@ def test_private_training_is_paid_once_and_refused_when_nothing_is_left(
         assert len(events(home, "decrypt")) == reads, "refused before any data was read"
     finally:
         engine.dispose()
+
+
+@pytest.mark.slow
+def test_two_workers_train_one_model(home: Settings, protected: str, tmp_path: Path) -> None:
+    together = spec(protected, tmp_path, training={**QUICK, "workers": 2})
+    summary = run_job("retrain_model", together, settings=home, run_key="r")
+    assert summary["gate"] == "passed"
+    card = json.loads((Path(summary["path"]) / "model_card.json").read_text())
+    assert card["training"]["workers"] == 2
