@@ -11,7 +11,7 @@ if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (
 fi
 PYTHON=$python "$here/docker/setup/system.sh" venv
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-echo "Installing the locked requirements into $venv (about 3.5 GB; minutes the first time) ..."
+echo "Installing the locked requirements into $venv (about 4 GB; minutes the first time) ..."
 # --no-deps: the lock is complete, and holds what pip alone would refuse (see [tool.uv] in pyproject.toml).
 # PySpark is the one package without a wheel; nothing is compiled.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
