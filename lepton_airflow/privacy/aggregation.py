@@ -29,10 +29,10 @@ from lepton_airflow.columnar.failures import errors_for_the_driver
 from lepton_airflow.columnar.tasks import Task, plan_tasks
 from lepton_airflow.columnar.types import arrow_type
 from lepton_airflow.errors import UnsupportedType, from_wire
-from lepton_airflow.privacy.bounding import SaltedHash
 from lepton_airflow.privacy.design import Key, ReleaseDesign
 from lepton_airflow.privacy.groups import GROUP_TYPES, declared_keys
 from lepton_airflow.privacy.plan import ReleasePlan
+from lepton_airflow.privacy.salted_hash import SaltedHash
 from lepton_airflow.privacy.scatter import PrivateKeys, PublicKeys, Scatter
 from lepton_airflow.privacy.totals import Aggregates, Merge, PartitionTotals, Total, packed, unpacked
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from lepton_airflow.privacy.bounding import MISSING, SaltedHash, steps
+from lepton_airflow.privacy.bounding import MISSING, steps
 from lepton_airflow.privacy.groups import NO_GROUP, DeclaredKeys, encoded, keys_of_rows
 from lepton_airflow.privacy.measures import Measure
+from lepton_airflow.privacy.salted_hash import SaltedHash
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lepton_airflow.errors import InvalidData
-from lepton_airflow.privacy.bounding import Groups, Integers, SaltedHash, Units, bounded_totals, summed
+from lepton_airflow.privacy.bounding import Groups, Units, bounded_totals, summed
 from lepton_airflow.privacy.bounds import MAX_ROWS
 from lepton_airflow.privacy.groups import NO_GROUP
 from lepton_airflow.privacy.plan import ROWS, ReleasePlan
+from lepton_airflow.privacy.salted_hash import Integers, SaltedHash
 from lepton_airflow.privacy.scatter import PrivateKeys, PublicKeys
 
 #: Keys and their totals, some groups at a time.

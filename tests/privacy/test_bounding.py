@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from pyspark.sql import types as T
 
 from lepton_airflow.privacy.aggregation import new_salt
-from lepton_airflow.privacy.bounding import MISSING, Groups, SaltedHash, Units, bounded_totals, scaled, steps, summed
+from lepton_airflow.privacy.bounding import MISSING, Groups, Units, bounded_totals, scaled, steps, summed
 from lepton_airflow.privacy.bounds import MAX_ROWS, MAX_ROWS_PER_UNIT_AND_GROUP, MAX_STEPS, ContributionBounds
 from lepton_airflow.privacy.fixed_point import FixedPoint
 from lepton_airflow.privacy.groups import declared_keys, key_texts
 from lepton_airflow.privacy.metrics import Metric
 from lepton_airflow.privacy.plan import Grouping, ReleasePlan, plan_release
+from lepton_airflow.privacy.salted_hash import SaltedHash
 from lepton_airflow.privacy.scatter import PrivateKeys, PublicKeys, Scatter
 from lepton_airflow.privacy.totals import Aggregates, Merge, PartitionTotals, packed, unpacked
 
