@@ -41,10 +41,13 @@ class Perturbation:
         self._movable = tf.constant(movable.astype(np.float32))
         self._unit = tf.constant(np.where(movable, space.unit, 0).astype(np.float32))
         self._divisor = tf.constant(np.where(movable, space.unit, 1).astype(np.float32))
+        # Of whole numbers, so that cutting at a bound leaves them whole.
+        low, high = _flushed(space.low), _flushed(space.high)
+        low, high = np.where(space.integer, np.ceil(low), low), np.where(space.integer, np.floor(high), high)
         # Finite, so that no example overflows.
         largest = np.finfo(np.float32).max
-        self._low = tf.constant(np.maximum(space.low, -largest).astype(np.float32))
-        self._high = tf.constant(np.minimum(space.high, largest).astype(np.float32))
+        self._low = tf.constant(np.maximum(low, -largest).astype(np.float32))
+        self._high = tf.constant(np.minimum(high, largest).astype(np.float32))
         self._least = tf.constant(np.where(space.increasing | ~movable, 0, -np.inf).astype(np.float32))
         self._most = tf.constant(np.where(space.decreasing | ~movable, 0, np.inf).astype(np.float32))
         self._integer = tf.constant(space.integer)
@@ -108,15 +111,18 @@ class Perturbation:
     def violations(self, x: Features, moved: Features, epsilon: float) -> npt.NDArray[np.bool_]:
         """[b]: which examples an attacker could not have presented in place of ``x``, computed without TensorFlow.
 
+        Numbers that TensorFlow takes for 0 are 0 here too: to the model they make no difference.
+
         :param x: [b, features], the examples before the attack
         :param moved: [b, features], after it
         """
         space = self.space
-        movable = space.unit > 0
+        x, moved, low, high = (_flushed(numbers) for numbers in (x, moved, space.low, space.high))
+        movable = space.unit >= _LEAST_NORMAL
         finite = np.isfinite(moved)
         difference = np.where(finite, moved, x).astype(np.float64) - x
         wrong = ~finite | ~movable & (difference != 0)
-        wrong |= (moved < space.low) | (moved > space.high)
+        wrong |= (moved < low) | (moved > high)
         wrong |= space.integer & (moved != np.rint(moved))
         wrong |= space.increasing & (difference < 0) | space.decreasing & (difference > 0)
         # x + d * unit lies on the grid of single precision.
@@ -167,6 +173,11 @@ class Perturbation:
             possible &= self.size(d) <= epsilon * (1 + _TOLERANCE / 2)
             chosen = tf.where(possible[:, tf.newaxis], turned, chosen)
         return chosen
+
+
+def _flushed(numbers: Features) -> Features:
+    """``numbers``, as TensorFlow reads them: less than the least normal number is 0."""
+    return np.where(np.abs(numbers) < _LEAST_NORMAL, np.float32(0), numbers)
 
 
 @tf.custom_gradient  # type: ignore[untyped-decorator]

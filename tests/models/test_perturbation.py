@@ -113,6 +113,25 @@ def test_random_perturbations_are_inside_too(situation: Situation, seed: int) ->
     assert not perturbation.violations(situation.x, presented, situation.epsilon).any()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_numbers_that_tensorflow_takes_for_0_are_0(norm: Norm) -> None:
+    least = array([[9.5e-44, 1]])
+    perturbation = Perturbation(
+        space(2, norm=norm, low=array([9.5e-44, 0]), high=array([9.5e-44, 1]), decreasing=mask(2, 0))
+    )
+    presented = perturbation.apply(least, tf.zeros((1, 2)), 0.0).numpy()
+    assert not perturbation.violations(least, presented, 0.0).any()
+    assert perturbation.violations(least, array([[2e-38, 1]]), 0.0).all(), "a normal number is none of them"
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_whole_numbers_stay_whole_at_bounds_that_are_not(norm: Norm) -> None:
+    perturbation = Perturbation(space(1, norm=norm, low=array([-0.5]), high=array([549725.5]), integer=mask(1, 0)))
+    for x, wanted, expected in ((549724.0, 2.0, 549725.0), (1.0, -2.0, 0.0)):
+        d = perturbation.project(array([[x]]), array([[wanted]]), 2.0)
+        assert perturbation.apply(array([[x]]), d, 2.0).numpy().tolist() == [[expected]]
+
+
 ORIGINAL = array([[0.5, 3, 0, 1, 0, 2, 2]])
 EVERYTHING = space(
     7,
