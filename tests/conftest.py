@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import sqlalchemy as sql
 
@@ -22,6 +23,11 @@ from lepton_airflow.settings import SETTINGS_FILE, Settings, load_settings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+# The same examples in every run, so that whether the tests pass says something of the change that they run for.
+# `pytest --hypothesis-profile=default` looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")
 
 os.environ["PYSPARK_PYTHON"] = sys.executable
 # Tables of the command line are cut to the width of a terminal, which a test does not have.
