@@ -40,6 +40,7 @@ Kind = Literal[
     "impossible-pattern",
     "key-without-grant",
     "redundant-pattern",
+    "unapprovable-grant",
     "unmapped-keyset",
     "unreachable-grant",
     "unused-role",
@@ -91,6 +92,7 @@ def lint(policy: Policy, *, keysets: Sequence[SealedKeyset] = (), at: datetime |
         *_redundant(policy),
         *_contained(policy),
         *_expired(policy, moment(at)),
+        *_unapprovable(policy),
         *_keys(policy, keysets),
     ]
     return tuple(sorted(found, key=lambda finding: finding.severity != "error"))
@@ -259,6 +261,29 @@ def _expired(policy: Policy, now: datetime) -> Iterator[Finding]:
         if now.astimezone(ZoneInfo(window.zone)).date().isoformat() > window.not_after:
             text = f"It ended after {window.not_after}."
             yield Finding(grant.id, "warning", "expired-grant", text, "Remove it, or give it a later not_after.")
+
+
+def _unapprovable(policy: Policy) -> Iterator[Finding]:
+    """Grants of releases that need an approval which nobody may give: what is granted to one person another has to approve."""
+    approvals = [
+        case
+        for grant in policy.grants
+        for case in product(
+            *(_parts(policy, grant) | {"actions": ("approve",) * ("approve" in grant.actions)}).values()
+        )
+        if not _denied(policy, *case)
+    ]
+    for grant in policy.grants:
+        if grant.conditions.approval is None:
+            continue
+        for member, _, *patterns in product(*_parts(policy, grant).values()):
+            if any(approver != member and all(map(overlap, patterns, others)) for approver, _, *others in approvals):
+                continue
+            dataset, column, purpose = patterns
+            text = f"Nobody but {member} may approve its releases of {dataset!r}, column {column!r}, for {purpose!r}."
+            remedy = "Grant `approve` to somebody else, or take the condition away."
+            yield Finding(grant.id, "error", "unapprovable-grant", text, remedy)
+            break
 
 
 def _keys(policy: Policy, keysets: Sequence[SealedKeyset]) -> Iterator[Finding]:

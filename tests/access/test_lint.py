@@ -174,6 +174,31 @@ def test_a_grant_that_has_ended() -> None:
     assert found([{**GRANT, "conditions": ends}]) == []
 
 
+CAREFUL = {**RELEASE, "conditions": {"approval": "required"}}
+APPROVE = {**GRANT, "id": "approve", "role": "clerks", "actions": ["approve"], "columns": ["*"]}
+
+
+@pytest.mark.parametrize(
+    ("approval", "denials", "finds"),
+    [
+        (None, [], True),
+        (APPROVE, [], True),  # ann approves for bob, and nobody for ann
+        ({**APPROVE, "role": "billing"}, [], False),
+        ({**APPROVE, "role": "billing", "datasets": ["lab.*"]}, [], True),
+        ({**APPROVE, "role": "billing", "columns": ["age"]}, [], True),
+        ({**APPROVE, "role": "billing", "purposes": ["study"]}, [], True),
+        ({**APPROVE, "role": "billing", "datasets": ["clinic.visits"]}, [], False),
+        ({**APPROVE, "role": "billing"}, [{**APPROVE, "id": "no", "role": "clerks"}], True),
+    ],
+)
+def test_an_approval_that_nobody_may_give_is_found(
+    approval: dict[str, Any] | None, denials: list[dict[str, Any]], finds: bool
+) -> None:
+    grants = [CAREFUL, *([approval] if approval else [])]
+    wanted = [("numbers", "error", "unapprovable-grant")]
+    assert [one for one in found(grants, denials) if one[2] == "unapprovable-grant"] == wanted * finds
+
+
 def keyset(*holders: str, datasets: tuple[str, ...] = ("clinic.visits",), partly: tuple[str, ...] = ()) -> SealedKeyset:
     return SealedKeyset("clinic", frozenset(holders) | frozenset(partly), frozenset(holders), datasets)
 
