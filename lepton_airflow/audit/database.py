@@ -37,6 +37,8 @@ _TIMEOUT_SECONDS = 10
 _READING = "lepton_reading"
 _RETRYABLE_STATES = ("40001", "40P01")  # PostgreSQL: serialization_failure, deadlock_detected
 _NOT_PERMITTED = "42501"  # PostgreSQL: insufficient_privilege
+_INTERNAL = "XX000"  # PostgreSQL: internal_error, also of a file that cannot grow
+_DAMAGED_STATES = ("XX001", "XX002")  # PostgreSQL: data_corrupted, index_corrupted
 _NOT_TEXT = "Could not decode"  # how sqlite3's message about a text that is not UTF-8 begins
 _LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "::1")
 _MIGRATION_LOCK = 0x6C6570746F6E00  # an arbitrary constant: "lepton" in hex
@@ -284,20 +286,22 @@ def typed_error(error: BaseException, place: str) -> LeptonError | None:
     if isinstance(error, (sqlite3.Error, UnicodeDecodeError)):
         code = getattr(error, "sqlite_errorname", None) or ""
         unreadable = isinstance(error, UnicodeDecodeError) or str(error).startswith(_NOT_TEXT)
-        if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or unreadable:
-            return AuditTampered(
-                f"The database file is damaged ({code or 'text that is not UTF-8'}).",
-                place=place,
-                remedy="Keep the file as evidence, run `lepton audit verify`, and restore it from a backup.",
-            )
-        reason = code
+        damaged = code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or unreadable
+        reason = code or ("text that is not UTF-8" if unreadable else "")
     else:
         state = getattr(error, "sqlstate", None)
         if state in _RETRYABLE_STATES:
             return None
+        damaged = state in _DAMAGED_STATES
         reason = f"SQLSTATE {state}" if state else str(error).partition("\n")[0]
-        if state == _NOT_PERMITTED:
+        if state in (_NOT_PERMITTED, _INTERNAL):
             names.add("OperationalError")  # psycopg calls it a mistake of the program
+    if damaged:
+        return AuditTampered(
+            f"The database is damaged ({reason}).",
+            place=place,
+            remedy="Keep its files as evidence, run `lepton audit verify`, and restore it from a backup.",
+        )
     if not names & {"OperationalError", "InterfaceError"}:
         return None
     return AuditUnavailable(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import secrets
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,7 @@ from lepton_airflow.audit.event import Actor, Event
 from lepton_airflow.audit.log import AuditLog
 from lepton_airflow.audit.sealer import seal
 from lepton_airflow.audit.verify import verify
-from lepton_airflow.errors import AuditUnavailable
+from lepton_airflow.errors import AuditTampered, AuditUnavailable, LeptonError
 from lepton_airflow.settings import Settings
 
 fork = multiprocessing.get_context("fork")
@@ -47,6 +49,12 @@ def in_child(work: Callable[[Any], None]) -> Any:
 def no_file_grows_beyond(size: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def no_file_of_a_process_grows_beyond(size: int, process: int) -> None:
+    """The same for somebody else's process, who has to do it."""
+    owner = Path(f"/proc/{process}").stat().st_uid
+    subprocess.run(["prlimit", f"--pid={process}", f"--fsize={size}:"], user=owner, check=True)
 
 
 def test_a_full_disk_fails_closed_and_what_was_acknowledged_is_there(
@@ -94,6 +102,58 @@ def test_a_disk_that_is_full_for_the_sealer_signs_nothing(
     report = verify(sqlite_engine, verifier=signer.verifier, exports=[])
     assert (report.ok, report.tree_size, report.unsealed) == (True, 0, 601)
     assert seal(sqlite_engine, signer=signer, exports=[]).tree_size == 601
+
+
+def test_a_server_whose_files_cannot_grow_fails_closed_and_what_was_acknowledged_is_there(
+    postgresql_engine: sql.Engine, signer: Signer
+) -> None:
+    log = AuditLog(postgresql_engine, actor=Actor(principal="tester", host="here"), run_key="full")
+    acknowledged = [log.append(Event(action="encrypt", phase="note"))]
+    with postgresql_engine.connect() as connection:
+        query = (
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+        )
+        processes = list(connection.exec_driver_sql(query).scalars())
+    for process in processes:
+        # Above the 16 MiB of a segment of the write-ahead log, which is made as a whole.
+        no_file_of_a_process_grows_beyond(17 * 2**20, process)
+
+    def fill() -> None:
+        for _ in range(60):
+            filler = {"filler": secrets.token_hex(250_000)}  # hardly compresses
+            acknowledged.append(log.append(Event(action="encrypt", phase="note", details=filler)))
+
+    with pytest.raises(AuditUnavailable) as caught:
+        fill()
+    assert not caught.value.final
+    assert len(acknowledged) > 20
+    with postgresql_engine.connect() as connection:
+        stored = list(connection.scalars(sql.select(leaf_table.c.event_id).order_by(leaf_table.c.id)))
+    assert stored == acknowledged
+    postgresql_engine.dispose()  # the next server processes have no limit
+    log.append(Event(action="encrypt", phase="note"))
+    log.close()
+    seal(postgresql_engine, signer=signer, exports=[])
+    report = verify(postgresql_engine, verifier=signer.verifier, exports=[])
+    assert (report.findings, report.tree_size) == ((), len(acknowledged) + 2)
+
+
+@pytest.mark.parametrize(
+    ("state", "error"), [("XX001", AuditTampered), ("XX002", AuditTampered), ("XX000", AuditUnavailable)]
+)
+def test_damage_that_the_server_reports_is_final_and_its_other_failures_are_not(
+    postgresql_engine: sql.Engine, state: str, error: type[LeptonError]
+) -> None:
+    with postgresql_engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
+            f" $$ BEGIN RAISE EXCEPTION 'invalid page' USING ERRCODE = '{state}'; END $$"
+        )
+        connection.exec_driver_sql("CREATE TRIGGER fail BEFORE INSERT ON lepton_audit_leaf EXECUTE FUNCTION fail()")
+    log = AuditLog(postgresql_engine, actor=Actor(principal="tester", host="here"), run_key="damaged")
+    with pytest.raises(error, match=state) as caught:
+        log.append(Event(action="encrypt", phase="note"))
+    assert caught.value.final == (error is AuditTampered)
 
 
 @contextmanager
