@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
 import uuid
 from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from itertools import chain, pairwise, repeat
+from itertools import chain, repeat
 from typing import Any
 
 from lepton_airflow.audit.canonical import canonical_json, parse_canonical
@@ -26,12 +27,15 @@ from lepton_airflow.errors import InvalidData
 #: Rows compared at a time: the bytes of more would need fresh pages of the system, which cost more than comparing.
 _TOGETHER = 100
 _UUID = len("00000000-0000-0000-0000-000000000000")
+_UUID_BYTES = 16
 _DASHES = (
     (23, 36),
     (18, 35),
     (13, 34),
     (8, 33),
 )  # the place of each and the length of an id, once those behind it are gone
+#: Stands for what changes from leaf to leaf while a form is cut; a leaf that has it elsewhere has no form.
+_MARK = "what changes"
 _HEX_HASH = re.compile("[0-9a-f]{64}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 _TO_THE_SECOND = len("0000-00-00T00:00:00")
@@ -169,16 +173,16 @@ class _Form:
     def _last_time(self, rows: Rows, start: int, stop: int, size: int, sequence: int, before: bytes) -> bytes | None:
         """The time of the last of these rows, if each of them is what must follow upon the one before it."""
         payloads, event_ids = rows.payloads[start:stop], rows.event_ids[start:stop]
-        numbers = list(map(b"%d".__mod__, range(sequence, sequence + len(payloads))))
+        count = len(payloads)
+        numbers = (b"%d " * count % (*range(sequence, sequence + count),)).split()
         # With these lengths the rows are what must be there if, end to end, they are what must be there end to end.
         if {*map(len, payloads)} != {size} or {*map(len, event_ids)} != {_UUID}:
             return None
         first, middle, then, tail, end = self.parts
-        place = slice(size - len(end) - len(_ZERO_TIME), size - len(end))
-        times = [payload[place] for payload in payloads]
-        previous = b"".join(rows.hashes[start - 1 : stop - 1]).hex().encode()
-        width = 2 * HASH_BYTES
-        named = [previous[at : at + width] for at in range(0, len(previous), width)]
+        text = b"".join(payloads)
+        width, before_time = len(_ZERO_TIME), size - len(end) - len(_ZERO_TIME)
+        times = [time for (time,) in struct.iter_unpack(f"{before_time}x{width}s{len(end)}x", text)]
+        named = struct.unpack(f"{2 * HASH_BYTES}s" * count, b"".join(rows.hashes[start - 1 : stop - 1]).hex().encode())
         expected = zip(
             repeat(first),
             event_ids,
@@ -192,7 +196,7 @@ class _Form:
             strict=False,
         )
         right = (
-            b"".join(chain.from_iterable(expected)) == b"".join(payloads)
+            b"".join(chain.from_iterable(expected)) == text
             and _are_ids(event_ids, self.producer, numbers)
             and _are_in_order([before, *times])
         )
@@ -217,20 +221,19 @@ def _form(event: Any, payload: bytes) -> _Form | None:
     )
     if not usual:
         return None
-    # Canonical JSON has its fields in the order of their names; between two of ours may be any others.
-    names = ("", "event_id", "producer", "time", "\U0010ffff")
-    before, between, behind, rest = (
-        canonical_json({name: value for name, value in event.items() if low < name < high})[1:-1]
-        for low, high in pairwise(names)
+    marked = {**event, "event_id": _MARK, "time": _MARK}
+    marked["producer"] = {**producer, "previous": _MARK, "sequence": _MARK}
+    # Canonical JSON has its fields in the order of their names.
+    pieces = canonical_json(marked).split(canonical_json(_MARK))
+    if len(pieces) != len(("event_id", "previous", "sequence", "time")) + 1:
+        return None
+    first, middle, then, tail, end = parts = (
+        pieces[0] + b'"',
+        b'"' + pieces[1] + b'"',
+        b'"' + pieces[2],
+        pieces[3] + b'"',
+        b'"' + pieces[4],
     )
-    parts = (
-        b"{%b%b" % (before and before + b",", b'"event_id":"'),
-        b'",%b"producer":{"id":"%b","previous":"' % (between and between + b",", producer["id"].encode()),
-        b'","sequence":',
-        b'},%b"time":"' % (behind and behind + b","),
-        b'"%b}' % (rest and b"," + rest),
-    )
-    first, middle, then, tail, end = parts
     if previous is None:
         middle, then, previous = middle[:-1], then[1:], "null"
     changing = (event["event_id"], previous, str(producer["sequence"]), time)
@@ -243,15 +246,16 @@ def _form(event: Any, payload: bytes) -> _Form | None:
 def _are_ids(event_ids: list[bytes], producer: uuid.UUID, numbers: list[bytes]) -> bool:
     """Whether these are the ids of the producer's events of these numbers (see `event_id_of`)."""
     name = hashlib.sha1(producer.bytes, usedforsecurity=False)
-
-    def hashed(number: bytes) -> bytes:
+    digests = []
+    for number in numbers:
         sha1 = name.copy()
         sha1.update(number)
-        return sha1.digest()[:16]
-
-    made = bytearray().join(map(hashed, numbers))
-    made[6::16] = made[6::16].translate(_VERSION)
-    made[8::16] = made[8::16].translate(_VARIANT)
+        digests.append(sha1.digest())
+    made = bytearray().join(digests)
+    for place in reversed(range(_UUID_BYTES, name.digest_size)):
+        del made[place :: place + 1]
+    made[6::_UUID_BYTES] = made[6::_UUID_BYTES].translate(_VERSION)
+    made[8::_UUID_BYTES] = made[8::_UUID_BYTES].translate(_VARIANT)
     text = bytearray().join(event_ids)
     for place, period in _DASHES:
         if text[place::period] != b"-" * len(event_ids):
