@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+# What the JVMs of the tests begin with.
+CLASSES := .cache/spark-classes.jsa
 
 .PHONY: demo test check bench setup lock clean
 
@@ -16,7 +18,10 @@ $(STAMP): requirements/all.txt pyproject.toml docker/setup/venv.sh
 demo: setup
 	@$(BIN)/python dags/clinic/demo.py
 
-test: setup
+$(CLASSES): $(STAMP) tests/class_archive.py | setup
+	@$(BIN)/python tests/class_archive.py $@
+
+test: setup $(CLASSES)
 	@docker/setup/system.sh postgresql
 	@docker/setup/system.sh softhsm
 	@$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder

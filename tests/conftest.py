@@ -30,6 +30,12 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, database=No
 hypothesis.settings.load_profile("repeatable")
 
 os.environ["PYSPARK_PYTHON"] = sys.executable
+# The JVMs of tests live for seconds: what the second compiler would make of their code never pays.
+JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xlog:disable"
+CLASSES = Path(__file__).parents[1] / ".cache" / "spark-classes.jsa"
+if CLASSES.exists():
+    JAVA_OPTIONS += f" -XX:SharedArchiveFile={CLASSES}"
+os.environ["SPARK_SUBMIT_OPTS"] = os.environ["SPARK_DAEMON_JAVA_OPTS"] = JAVA_OPTIONS
 # Tables of the command line are cut to the width of a terminal, which a test does not have.
 os.environ["COLUMNS"] = "200"
 

@@ -121,7 +121,7 @@ class Stage:
             "SPARK_LOCAL_IP": "127.0.0.1",
             "SPARK_LOCAL_DIRS": str(self.local),
             "TMPDIR": str(self.temporary),
-            "JAVA_TOOL_OPTIONS": f"-Djava.io.tmpdir={self.temporary}",
+            "JAVA_TOOL_OPTIONS": f"-Djava.io.tmpdir={self.temporary} {os.environ['SPARK_SUBMIT_OPTS']}",
             "LEPTON_SPARK_LOG_LEVEL": "DEBUG",
             "AIRFLOW_HOME": str(self.airflow_home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(HERE / "dags"),
