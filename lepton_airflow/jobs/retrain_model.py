@@ -201,7 +201,12 @@ def _retrain(spec: RetrainModelSpec, job: Job, folder: ModelFolder, budget: Trai
             # The weights between two steps of a private training are paid for only as part of the whole.
             checkpoints=None
             if private
-            else Checkpoints(folder.hidden, run_key=job.run_key, spec_digest=job.spec_digest),
+            else Checkpoints(
+                folder.hidden,
+                run_key=job.run_key,
+                spec_digest=job.spec_digest,
+                interval=spec.training.checkpoint_interval,
+            ),
             session=job.spark if spec.training.workers > 1 else None,
             network_is_trusted=job.settings.training_network == "trusted",
             noise=None if private is None else schedule(private),

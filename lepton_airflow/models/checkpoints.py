@@ -54,7 +54,7 @@ class Checkpoints:
     :raises UnsafeFile: the run's folder can be read by others
     """
 
-    def __init__(self, folder: Path, *, run_key: str, spec_digest: str, interval: float = 30.0) -> None:
+    def __init__(self, folder: Path, *, run_key: str, spec_digest: str, interval: float) -> None:
         self._folder = folder / f"checkpoints-{hashlib.sha256(run_key.encode()).hexdigest()[:16]}"
         self._belongs = {
             "format": _FORMAT,

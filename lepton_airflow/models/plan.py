@@ -91,6 +91,7 @@ class TrainingPlan(PlanModel):
     :param warm_start: begin with the champion's weights, if there is one
     :param validation_fraction: share of the training units that are not learned from and choose the best epoch; 0 keeps the
         last one
+    :param checkpoint_interval: seconds between two checkpoints of a network
     :param workers: tasks of a Spark barrier stage that train together
     :param differential_privacy: train by DP-SGD
     """
@@ -107,6 +108,7 @@ class TrainingPlan(PlanModel):
     averaging: float = Field(default=0.0, ge=0, lt=1)
     warm_start: bool = False
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
+    checkpoint_interval: float = Field(default=30.0, ge=0)
     workers: int = Field(default=1, ge=1)
     differential_privacy: DifferentialPrivacyPlan | None = None
 

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import struct
+import subprocess
+import sys
+import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -332,7 +338,7 @@ def test_private_training_is_paid_once_and_refused_when_nothing_is_left(
             "constraints": {"bounds": bounds},
         },
         training={
-            "hidden": [8],
+            "hidden": [],  # the noise of private training can switch hidden units off
             "learning_rate": 0.05,
             "steps": 1,
             "differential_privacy": {"epsilon": "6", "delta": "1e-5", "sampling_rate": 0.2, "steps": 25},
@@ -361,3 +367,39 @@ def test_two_workers_train_one_model(home: Settings, protected: str, tmp_path: P
     assert summary["gate"] == "passed"
     card = json.loads((Path(summary["path"]) / "model_card.json").read_text())
     assert card["training"]["workers"] == 2
+
+
+@pytest.mark.slow
+def test_a_job_that_was_killed_goes_on_from_its_last_checkpoint(home: Settings, protected: str, tmp_path: Path) -> None:
+    program = textwrap.dedent(
+        """
+        import json, sys
+        from pathlib import Path
+        from lepton_airflow.jobs.runner import run_job
+        from lepton_airflow.settings import load_settings
+        run_job("retrain_model", json.loads(sys.stdin.read()), settings=load_settings(Path(sys.argv[1])), run_key="killed")
+        """
+    )
+    slowly = spec(protected, tmp_path, training={**QUICK, "epochs": 60, "checkpoint_interval": 0})
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(home.home)], stdin=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(slowly))
+    process.stdin.close()
+    models = tmp_path / "models"
+    # The run's seeds, the standard model, and the hardened one, which is in training.
+    while len(list(models.glob(".diagnosis.lepton/checkpoints-*/*.checkpoint"))) < 3:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)  # with its JVM
+    assert process.wait() == -signal.SIGKILL
+    assert not (models / "diagnosis").exists()
+    assert [event["phase"] for event in events(home, "train")] == ["intent"]
+
+    run_job("retrain_model", slowly, settings=home, run_key="killed")
+    card = json.loads((models / "diagnosis" / "model_card.json").read_text())
+    resumed_after = {name: training["resumed_after"] for name, training in card["trainings"].items()}
+    assert resumed_after["standard"] == 60
+    assert 1 <= resumed_after["hardened"] < 60
+    assert not list(models.glob(".diagnosis.lepton/checkpoints-*")), "nothing of it is left behind"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from lepton_airflow.errors import ModelTampered, UnsafeFile
 from lepton_airflow.models.architectures import classifier_for
 from lepton_airflow.models.checkpoints import Checkpoint, Checkpoints
 from lepton_airflow.models.examples import Examples
-from lepton_airflow.models.input_space import InputSpace
+from lepton_airflow.models.input_space import InputSpace, image_space
 from lepton_airflow.models.objectives import objective_for
 from lepton_airflow.models.perturbation import Perturbation
-from lepton_airflow.models.plan import TrainingPlan
+from lepton_airflow.models.plan import ImageColumn, TrainingPlan
+from lepton_airflow.models.threat_model import ThreatModel
 from lepton_airflow.models.training import EpochReport, TrainingRecord, train
 from lepton_airflow.models.validation import Validation
 
@@ -43,12 +45,22 @@ def small() -> Checkpoint:
 
 
 def hardening(
-    examples: Examples, *, method: Any, report: Callable[[EpochReport], None], kept_in: Checkpoints | None
+    examples: Examples,
+    *,
+    report: Callable[[EpochReport], None],
+    kept_in: Checkpoints | None,
+    of_images: bool = False,
+    **means: Any,
 ) -> tuple[Any, TrainingRecord]:
     """Train with everything that carries state from epoch to epoch."""
-    ones = np.ones(5, np.float32)
-    space = InputSpace.free(norm="linf", names=list("abcde"), mean=0 * ones, scale=ones)
-    plan = TrainingPlan(method=method, epochs=EPOCHS, batch_size=32, hidden=(8,), steps=2, averaging=0.9)
+    if of_images:
+        image = ImageColumn(column="pixels", shape=(4, 4, 1), high=1)
+        space = image_space(image, threat_model=ThreatModel(norm="linf", epsilon=0.3, units="pixel range"))
+        means |= {"filters": 4, "shift": 1}
+    else:
+        ones = np.ones(5, np.float32)
+        space = InputSpace.free(norm="linf", names=list("abcde"), mean=0 * ones, scale=ones)
+    plan = TrainingPlan(epochs=EPOCHS, batch_size=32, hidden=(8,), steps=2, averaging=0.9, **means)
     perturbation = Perturbation(space)
     model = classifier_for(space, plan=plan, classes=2, seed=1)
     record = train(
@@ -63,6 +75,12 @@ def hardening(
         checkpoints=kept_in,
     )
     return model, record
+
+
+def images(blobs: Callable[..., Examples]) -> Examples:
+    """4x4 pixels from 0 to 1."""
+    points = blobs(100, features=16)
+    return replace(points, features=np.clip(points.features / 4 + 0.5, 0, 1))
 
 
 def same(left: Any, right: Any) -> bool:
@@ -143,22 +161,30 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["pgd", "generator"])
-@pytest.mark.parametrize("last", [1, EPOCHS])
+@pytest.mark.parametrize(
+    ("means", "last"),
+    [
+        ({"method": "pgd"}, 1),
+        ({"method": "pgd"}, EPOCHS),
+        ({"method": "generator"}, 1),
+        ({"method": "trades", "of_images": True}, 3),
+    ],
+    ids=str,
+)
 def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(
-    blobs: Callable[..., Examples], tmp_path: Path, method: str, last: int
+    blobs: Callable[..., Examples], tmp_path: Path, means: dict[str, Any], last: int
 ) -> None:
-    examples = blobs(100)
+    examples = images(blobs) if "of_images" in means else blobs(100)
 
     def stop(report: EpochReport) -> None:
         if report.epoch == last:
             raise Stopped
 
     with pytest.raises(Stopped):
-        hardening(examples, method=method, report=stop, kept_in=checkpoints(tmp_path))
+        hardening(examples, **means, report=stop, kept_in=checkpoints(tmp_path))
     reports: list[EpochReport] = []
-    resumed, record = hardening(examples, method=method, report=reports.append, kept_in=checkpoints(tmp_path))
-    whole, expected = hardening(examples, method=method, report=lambda _report: None, kept_in=None)
+    resumed, record = hardening(examples, **means, report=reports.append, kept_in=checkpoints(tmp_path))
+    whole, expected = hardening(examples, **means, report=lambda _report: None, kept_in=None)
     assert record.resumed_after == last
     assert [report.epoch for report in reports] == list(range(last + 1, EPOCHS + 1))
     assert same(resumed, whole)
