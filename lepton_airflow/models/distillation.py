@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from lepton_airflow.models.attacks.losses import cross_entropy
-from lepton_airflow.models.inner_attack import worst_perturbation
+from lepton_airflow.models.inner_attack import InnerAttack
 from lepton_airflow.models.objectives import Objective, augmented, divergence
 from lepton_airflow.models.perturbation import Perturbation
 from lepton_airflow.models.plan import TrainingPlan
@@ -46,25 +46,18 @@ def distillation_objective(
     :param temperature: above 0
     :param teacher_weight: w, from 0 to 1
     """
-    random = tf.random.Generator.from_seed(derived_seed(seed, "attack"))
-    radius = tf.constant(epsilon, tf.float32)
+    attack = InnerAttack(
+        perturbation=perturbation, epsilon=epsilon, steps=plan.steps, seed=derived_seed(seed, "attack")
+    )
 
     def losses(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
         taught = tf.stop_gradient(teacher(x, training=False))
-        d = worst_perturbation(
-            model,
-            x,
-            lambda logits: cross_entropy(logits, labels),
-            perturbation=perturbation,
-            epsilon=radius,
-            steps=plan.steps,
-            start=perturbation.random(random, x, radius),
-        )
-        attacked = model(perturbation.apply(x, d, radius), training=True)
+        worst = attack.examples(model, x, lambda logits: cross_entropy(logits, labels))
+        attacked = model(worst, training=True)
         learned = temperature**2 * divergence(attacked / temperature, taught / temperature)
         if teacher_weight == 1:
             return learned, attacked
         own = cross_entropy(model(x, training=True), labels)
         return teacher_weight * learned + (1 - teacher_weight) * own, attacked
 
-    return augmented(Objective(losses=losses, state=(random.state,)), plan=plan, perturbation=perturbation, seed=seed)
+    return augmented(Objective(losses=losses, state=attack.state), plan=plan, perturbation=perturbation, seed=seed)

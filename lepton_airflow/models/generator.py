@@ -60,15 +60,14 @@ class Adversary:
     def learn(self, model: Any, x: Any, labels: Any) -> Any:
         """One step up the classifier's loss. To be called inside a ``tf.function``.
 
-        :returns: [b, d], the perturbations made, before the step
+        :returns: [b, d], the examples made, before the step
         """
         with tf.GradientTape() as tape:
-            d = self.perturbations(x, labels)
-            logits = model(self._perturbation.apply(x, d, self._epsilon), training=False)
-            loss = -tf.reduce_mean(cross_entropy(logits, labels))
+            made = self._perturbation.apply(x, self.perturbations(x, labels), self._epsilon)
+            loss = -tf.reduce_mean(cross_entropy(model(made, training=False), labels))
         variables = self.network.trainable_variables
         self._optimizer.apply(tape.gradient(loss, variables), variables)
-        return tf.stop_gradient(d)
+        return tf.stop_gradient(made)
 
 
 def adversary_network(space: InputSpace, *, plan: TrainingPlan, classes: int, seed: int) -> Any:

@@ -11,6 +11,45 @@ from lepton_airflow.models.attacks.pgd import RELATIVE_STEP
 from lepton_airflow.models.perturbation import Perturbation
 
 
+class InnerAttack:
+    """Attacks from random starts, a fresh one for every example of every batch.
+
+    :param epsilon: radius of the ball, in the perturbation's units
+    :param steps: gradient steps
+    :param seed: of the starts
+    :param length: of a step in multiples of epsilon; by default ``RELATIVE_STEP / steps``
+    """
+
+    def __init__(
+        self, *, perturbation: Perturbation, epsilon: float, steps: int, seed: int, length: float | None = None
+    ) -> None:
+        self._perturbation = perturbation
+        self._epsilon = tf.constant(epsilon, tf.float32)
+        self._steps = steps
+        self._length = None if length is None else length * self._epsilon
+        self._random = tf.random.Generator.from_seed(seed)
+        #: The variables that change from attack to attack.
+        self.state: tuple[Any, ...] = (self._random.state,)
+
+    def examples(self, model: Any, x: Any, loss: Callable[[Any], Any]) -> Any:
+        """[b, features]: what the model sees where the attack ends. To be called inside a ``tf.function``.
+
+        :param x: [b, features]
+        :param loss: from logits, [b, classes], to what is to be raised, [b]
+        """
+        d = worst_perturbation(
+            model,
+            x,
+            loss,
+            perturbation=self._perturbation,
+            epsilon=self._epsilon,
+            steps=self._steps,
+            start=self._perturbation.random(self._random, x, self._epsilon),
+            length=self._length,
+        )
+        return self._perturbation.apply(x, d, self._epsilon)
+
+
 def worst_perturbation(
     model: Any,
     x: Any,

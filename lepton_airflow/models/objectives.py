@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from lepton_airflow.models.attacks.losses import cross_entropy
 from lepton_airflow.models.generator import Adversary
-from lepton_airflow.models.inner_attack import worst_perturbation
+from lepton_airflow.models.inner_attack import InnerAttack
 from lepton_airflow.models.perturbation import Perturbation
 from lepton_airflow.models.plan import TrainingPlan
 from lepton_airflow.models.seeds import derived_seed
@@ -70,30 +70,24 @@ def standard_objective() -> Objective:
     return Objective(losses=losses)
 
 
-def pgd_objective(*, perturbation: Perturbation, epsilon: float, steps: int, seed: int) -> Objective:
+def pgd_objective(
+    *, perturbation: Perturbation, epsilon: float, steps: int, seed: int, length: float | None = None
+) -> Objective:
     """PGD adversarial training (Madry et al. 2018): the cross-entropy of the worst examples found from a random start.
 
     :param epsilon: radius of the ball, in the perturbation's units
     :param steps: gradient steps of the inner attack
     :param seed: of the random starts
+    :param length: of a gradient step in multiples of epsilon; by default it follows from their number
     """
-    random = tf.random.Generator.from_seed(seed)
-    radius = tf.constant(epsilon, tf.float32)
+    attack = InnerAttack(perturbation=perturbation, epsilon=epsilon, steps=steps, seed=seed, length=length)
 
     def losses(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
-        d = worst_perturbation(
-            model,
-            x,
-            lambda logits: cross_entropy(logits, labels),
-            perturbation=perturbation,
-            epsilon=radius,
-            steps=steps,
-            start=perturbation.random(random, x, radius),
-        )
-        logits = model(perturbation.apply(x, d, radius), training=True)
+        attacked = attack.examples(model, x, lambda logits: cross_entropy(logits, labels))
+        logits = model(attacked, training=True)
         return cross_entropy(logits, labels), logits
 
-    return Objective(losses=losses, state=(random.state,))
+    return Objective(losses=losses, state=attack.state)
 
 
 def fast_objective(*, perturbation: Perturbation, epsilon: float, seed: int) -> Objective:
@@ -103,24 +97,7 @@ def fast_objective(*, perturbation: Perturbation, epsilon: float, seed: int) -> 
     It can fail suddenly: from one epoch to the next the classifier may learn to mislead the single step and lose all
     robustness (catastrophic overfitting). Choosing the epoch by PGD on a validation split keeps one from before that.
     """
-    random = tf.random.Generator.from_seed(seed)
-    radius = tf.constant(epsilon, tf.float32)
-
-    def losses(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
-        d = worst_perturbation(
-            model,
-            x,
-            lambda logits: cross_entropy(logits, labels),
-            perturbation=perturbation,
-            epsilon=radius,
-            steps=1,
-            start=perturbation.random(random, x, radius),
-            length=_FAST_STEP * radius,
-        )
-        logits = model(perturbation.apply(x, d, radius), training=True)
-        return cross_entropy(logits, labels), logits
-
-    return Objective(losses=losses, state=(random.state,))
+    return pgd_objective(perturbation=perturbation, epsilon=epsilon, steps=1, seed=seed, length=_FAST_STEP)
 
 
 def trades_objective(*, perturbation: Perturbation, epsilon: float, steps: int, beta: float, seed: int) -> Objective:
@@ -133,25 +110,16 @@ def trades_objective(*, perturbation: Perturbation, epsilon: float, steps: int, 
 
     :param beta: weight of the divergence
     """
-    random = tf.random.Generator.from_seed(seed)
-    radius = tf.constant(epsilon, tf.float32)
+    attack = InnerAttack(perturbation=perturbation, epsilon=epsilon, steps=steps, seed=seed)
 
     def losses(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
         reference = tf.stop_gradient(model(x, training=False))
-        d = worst_perturbation(
-            model,
-            x,
-            lambda logits: divergence(logits, reference),
-            perturbation=perturbation,
-            epsilon=radius,
-            steps=steps,
-            start=perturbation.random(random, x, radius),
-        )
+        worst = attack.examples(model, x, lambda logits: divergence(logits, reference))
         clean = model(x, training=True)
-        attacked = model(perturbation.apply(x, d, radius), training=True)
+        attacked = model(worst, training=True)
         return cross_entropy(clean, labels) + beta * divergence(attacked, clean), attacked
 
-    return Objective(losses=losses, state=(random.state,))
+    return Objective(losses=losses, state=attack.state)
 
 
 def generator_objective(
@@ -165,28 +133,21 @@ def generator_objective(
 
     :param plan: ``steps`` of PGD, the adversary's width and its learning rate
     """
-    random = tf.random.Generator.from_seed(derived_seed(seed, "starts"))
-    radius = tf.constant(epsilon, tf.float32)
+    attack = InnerAttack(
+        perturbation=perturbation, epsilon=epsilon, steps=plan.steps, seed=derived_seed(seed, "starts")
+    )
     adversary = Adversary(
         perturbation=perturbation, epsilon=epsilon, plan=plan, classes=classes, seed=derived_seed(seed, "adversary")
     )
 
     def losses(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
         made = adversary.learn(model, x, labels)
-        found = worst_perturbation(
-            model,
-            x,
-            lambda logits: cross_entropy(logits, labels),
-            perturbation=perturbation,
-            epsilon=radius,
-            steps=plan.steps,
-            start=perturbation.random(random, x, radius),
-        )
-        against_adversary = model(perturbation.apply(x, made, radius), training=True)
-        logits = model(perturbation.apply(x, found, radius), training=True)
+        found = attack.examples(model, x, lambda logits: cross_entropy(logits, labels))
+        against_adversary = model(made, training=True)
+        logits = model(found, training=True)
         return (cross_entropy(against_adversary, labels) + cross_entropy(logits, labels)) / 2, logits
 
-    return Objective(losses=losses, state=(random.state, *adversary.state))
+    return Objective(losses=losses, state=(*attack.state, *adversary.state))
 
 
 def augmented(objective: Objective, *, plan: TrainingPlan, perturbation: Perturbation, seed: int) -> Objective:

@@ -18,7 +18,7 @@ import tensorflow as tf
 from lepton_airflow.models.attacks.losses import cross_entropy
 from lepton_airflow.models.batches import Batch, padded_batches
 from lepton_airflow.models.examples import Examples, Features
-from lepton_airflow.models.inner_attack import worst_perturbation
+from lepton_airflow.models.inner_attack import InnerAttack
 from lepton_airflow.models.perturbation import Perturbation
 from lepton_airflow.models.prediction import Logits, Predict
 from lepton_airflow.models.seeds import derived_seed
@@ -70,7 +70,10 @@ class _Points:
     """Points of the balls around examples."""
 
     def __init__(self, model: Any, *, perturbation: Perturbation, epsilon: float, seed: int) -> None:
-        generator = tf.random.Generator.from_seed(seed)
+        generator = tf.random.Generator.from_seed(derived_seed(seed, "random"))
+        attack = InnerAttack(
+            perturbation=perturbation, epsilon=epsilon, steps=_ATTACK_STEPS, seed=derived_seed(seed, "attack")
+        )
         width = int(model.input_shape[-1])
         points, classes = tf.TensorSpec((_BATCH_SIZE, width), tf.float32), tf.TensorSpec((_BATCH_SIZE,), tf.int32)
         radius = tf.constant(epsilon, tf.float32)
@@ -81,16 +84,7 @@ class _Points:
 
         @tf.function(autograph=False, input_signature=(points, classes))  # type: ignore[untyped-decorator]
         def attacked(x: Any, labels: Any) -> Any:
-            d = worst_perturbation(
-                model,
-                x,
-                lambda logits: cross_entropy(logits, labels),
-                perturbation=perturbation,
-                epsilon=radius,
-                steps=_ATTACK_STEPS,
-                start=perturbation.random(generator, x, radius),
-            )
-            return perturbation.apply(x, d, radius)
+            return attack.examples(model, x, lambda logits: cross_entropy(logits, labels))
 
         self._random, self._attacked = random, attacked
 
