@@ -69,7 +69,7 @@ roles:
 grants:
   - id: tests
     role: everyone
-    actions: [encrypt, decrypt, release, train, evaluate, rotate, verify]
+    actions: [encrypt, decrypt, release, train, evaluate, promote, rotate, verify]
     datasets: ["*"]
     columns: ["*"]
     purposes: [test]

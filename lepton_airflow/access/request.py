@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from lepton_airflow.errors import InvalidData
 
-Action = Literal["encrypt", "decrypt", "release", "approve", "train", "evaluate", "rotate", "verify"]
+Action = Literal["encrypt", "decrypt", "release", "approve", "train", "evaluate", "promote", "rotate", "verify"]
 
 #: What stands for the dataset as a whole where a column would: in a rule's columns, and in a request's.
 WHOLE_DATASET = "*"

@@ -111,17 +111,26 @@ def promote(
     """Make the model in this folder the champion of its name, and retire the one so far.
 
     For a model that was champion before, put back from a copy, or for a challenger. Its files are verified first; what a gate
-    has refused is not promoted.
+    has refused is not promoted. The policy must grant `promote` for what the model learned from, and for its purpose.
     """
-    from lepton_airflow.jobs.runner import audit_log_of
+    from lepton_airflow.jobs.runner import audit_log_of, guard_of
     from lepton_airflow.models.registry import ModelRegistry
     from lepton_airflow.models.shipping import require_registered
 
     settings = load_settings(home)
-    with audit_log_of(settings, f"model/{uuid.uuid4()}", None) as (engine, _, log):
+    with audit_log_of(settings, f"model/{uuid.uuid4()}", None) as (engine, principal, log):
         registry = ModelRegistry(engine)
-        entry = require_registered(registry, _folder(settings, folder)[0])
-        entry = registry.promote(entry.model, sha256=entry.sha256, reason=reason, log=log)
+        entry, card = require_registered(registry, _folder(settings, folder)[0])
+        guard = guard_of(settings, log, principal=principal, spec_digest=card["spec_digest"])
+        with guard.operation(
+            action="promote",
+            dataset=entry.dataset,
+            columns=[*card["data"]["features"], card["data"]["label"], card["data"]["privacy_unit"]],
+            purpose=card["purpose"],
+            details={"model": entry.model, "folder": str(folder.absolute())},
+        ) as operation:
+            operation.record(digests={"model": entry.sha256})
+            entry = registry.promote(entry.model, sha256=entry.sha256, reason=reason, log=log)
     console.print(f"champion of {escape(entry.model)}: {entry.sha256}", highlight=False)
 
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lepton_airflow.access.guard import Guard
 from lepton_airflow.audit.canonical import digest
 from lepton_airflow.audit.event import Event
 from lepton_airflow.errors import AccessDenied, AuditTampered, BudgetError, LeptonError
 from lepton_airflow.jobs.release_aggregates import ReleaseAggregatesSpec, record
-from lepton_airflow.jobs.runner import Caller, audit_log_of, loaded_policy
+from lepton_airflow.jobs.runner import Caller, audit_log_of, guard_of
 from lepton_airflow.jobs.spec import parse_spec
 from lepton_airflow.privacy.document import build_document
 from lepton_airflow.privacy.ledger import Ledger
@@ -86,7 +85,7 @@ def show_release(run_key: str, *, settings: Settings, caller: Caller | None = No
     with audit_log_of(settings, run_key, caller) as (engine, principal, audit):
         with _failure_recorded(audit, APPROVE, asked):
             drawn = drawn_release(engine, run_key)
-            guard = _guard(audit, settings, drawn, principal)
+            guard = guard_of(settings, audit, principal=principal, spec_digest=drawn.release.spec_digest)
         with guard.operation(
             action=APPROVE,
             dataset=drawn.spec.source.name,
@@ -130,7 +129,7 @@ def approve_release(
     with audit_log_of(settings, run_key, caller) as (engine, _, audit):
         with _failure_recorded(audit, APPROVE, asked):
             drawn = drawn_release(engine, run_key)
-            guard = _guard(audit, settings, drawn, approver)
+            guard = guard_of(settings, audit, principal=approver, spec_digest=drawn.release.spec_digest)
         with guard.operation(
             action=APPROVE,
             dataset=drawn.spec.source.name,
@@ -163,7 +162,7 @@ def publish_release(run_key: str, *, settings: Settings, caller: Caller | None =
     with audit_log_of(settings, run_key, caller) as (engine, principal, audit):
         with _failure_recorded(audit, RELEASE, {"step": "publish"}):
             drawn = drawn_release(engine, run_key)
-            guard = _guard(audit, settings, drawn, principal)
+            guard = guard_of(settings, audit, principal=principal, spec_digest=drawn.release.spec_digest)
         release, spec = drawn.release, drawn.spec
         file = Path(spec.target).absolute()
         with guard.operation(
@@ -200,16 +199,6 @@ def publish_release(run_key: str, *, settings: Settings, caller: Caller | None =
     if spec.plot is not None:
         _plot(file, Path(spec.plot).absolute())
     return summary
-
-
-def _guard(audit: AuditLog, settings: Settings, drawn: DrawnRelease, principal: str) -> Guard:
-    return Guard(
-        log=audit,
-        policy=loaded_policy(settings, audit),
-        principal=principal,
-        spec_digest=drawn.release.spec_digest,
-        environment=settings.environment,
-    )
 
 
 @contextmanager

@@ -373,6 +373,20 @@ def loaded_policy(settings: Settings, audit: AuditLog) -> PolicyEngine:
     return policy
 
 
+def guard_of(settings: Settings, audit: AuditLog, *, principal: str, spec_digest: str) -> Guard:
+    """A guard for what is no job, such as an approval: the policy of the settings decides about ``principal``.
+
+    :raises LeptonError: the policy cannot be loaded
+    """
+    return Guard(
+        log=audit,
+        policy=loaded_policy(settings, audit),
+        principal=principal,
+        spec_digest=spec_digest,
+        environment=settings.environment,
+    )
+
+
 def _load(name: str) -> tuple[type[JobSpec], Callable[[Any, Job], dict[str, Any]]]:
     if name not in JOBS:
         raise SpecError(f"There is no job {name!r}.", place="job", remedy=f"Jobs: {', '.join(JOBS)}.")

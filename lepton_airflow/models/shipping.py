@@ -73,8 +73,8 @@ def register_rejected(
     )
 
 
-def require_registered(registry: ModelRegistry, folder: ModelFolder) -> Entry:
-    """The registry's entry of the model in ``folder``, whose files are verified first.
+def require_registered(registry: ModelRegistry, folder: ModelFolder) -> tuple[Entry, dict[str, Any]]:
+    """The registry's entry of the model in ``folder`` and the model's card; its files are verified first.
 
     :raises ModelTampered: see :meth:`~lepton_airflow.models.artefact.ModelFolder.champion`; or the card is not the registered one
     :raises RegistryError: the registry does not know the model
@@ -94,7 +94,7 @@ def require_registered(registry: ModelRegistry, folder: ModelFolder) -> Entry:
             place=str(folder.path / CARD_FILE),
             remedy="Do not load the model. Keep the folder for the inquiry and train again.",
         )
-    return found[0]
+    return found[0], card
 
 
 def require_champion(registry: ModelRegistry, folder: ModelFolder) -> Entry:
@@ -103,7 +103,7 @@ def require_champion(registry: ModelRegistry, folder: ModelFolder) -> Entry:
     :raises ModelTampered: see :func:`require_registered`
     :raises RegistryError: the registry does not know the model, or another one is the champion
     """
-    entry = require_registered(registry, folder)
+    entry, _ = require_registered(registry, folder)
     if entry.status != "champion":
         raise RegistryError(
             f"The model is {entry.status} and not the champion of {entry.model!r}.",

@@ -17,7 +17,14 @@ from lepton_airflow.audit.database import connect, leaf_table
 from lepton_airflow.audit.event import Actor
 from lepton_airflow.audit.log import AuditLog
 from lepton_airflow.cli import app
-from lepton_airflow.errors import ConfigurationError, KeyUnavailable, ModelTampered, RegistryError, TargetExists
+from lepton_airflow.errors import (
+    AccessDenied,
+    ConfigurationError,
+    KeyUnavailable,
+    ModelTampered,
+    RegistryError,
+    TargetExists,
+)
 from lepton_airflow.keys.signing_key import private_file, public_file
 from lepton_airflow.models.artefact import CARD_FILE, CARD_FORMAT, MODEL_FILE, SIGNATURE_FILE, ModelFolder, file_digest
 from lepton_airflow.models.registry import ModelRegistry
@@ -61,7 +68,14 @@ def train(home: Settings, tmp_path: Path) -> Train:
                 "format": CARD_FORMAT,
                 "run_key": run_key,
                 "spec_digest": "sha256:1",
-                "data": {"dataset": "clinic.visits", "digest": "sha256:data"},
+                "purpose": "test",
+                "data": {
+                    "dataset": "clinic.visits",
+                    "digest": "sha256:data",
+                    "features": ["age", "weight"],
+                    "label": "diagnosis",
+                    "privacy_unit": "patient_id",
+                },
                 "model": {"sha256": file_digest(staging / MODEL_FILE)},
                 "evaluation": {
                     "clean": {"accuracy": 0.9712},
@@ -168,6 +182,22 @@ def test_an_older_champion_put_back_is_refused_until_somebody_promotes_it(
     assert run(home, "verify", str(folder)).exit_code == 0
     assert ("model.promote", "success") in events(home)
     assert "run 2 fails on new scanners" in run(home, "history", "diagnosis").stdout
+
+
+def test_the_policy_is_asked_before_a_model_is_promoted(home: Settings, train: Train, tmp_path: Path) -> None:
+    old = tmp_path / "backup" / "diagnosis"
+    shutil.copytree(train("run 1").path, old)
+    train("run 2")
+    text = home.policy.read_text()
+    forbidden = (
+        "denials: [{id: never, role: '*', actions: [promote], datasets: ['*'], columns: [weight], purposes: ['*']}]"
+    )
+    for policy in (text.replace("promote, ", ""), f"{text}\n{forbidden}\n"):
+        home.policy.write_text(policy)
+        assert refused(run(home, "promote", str(old), "--reason", "please"), AccessDenied, "promote")
+    assert json.loads(run(home, "show", "diagnosis").stdout)["run_key"] == "run 2"
+    home.policy.write_text(text)
+    assert run(home, "promote", str(old), "--reason", "please").exit_code == 0
 
 
 def test_nothing_is_promoted_that_does_not_verify(
