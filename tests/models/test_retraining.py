@@ -222,6 +222,26 @@ def test_what_is_judged_is_what_was_loaded_from_the_file(
     assert "clean accuracy" in reasons(retrained(examples, tmp_path / "diagnosis"))
 
 
+def test_a_file_that_is_exchanged_while_it_is_attacked_is_refused(
+    examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lepton_airflow.models import retraining
+
+    evaluate = retraining.evaluate
+
+    def evaluate_and_exchange(*arguments: Any, **options: Any) -> Any:
+        found = evaluate(*arguments, **options)
+        (file,) = tmp_path.rglob("model.keras")
+        file.write_bytes(file.read_bytes() + b"a trojan")
+        return found
+
+    monkeypatch.setattr(retraining, "evaluate", evaluate_and_exchange)
+    lenient = GatePlan(minimum_clean_accuracy=0.0, minimum_robust_accuracy=0.0)
+    quick = PLAN.model_copy(update={"training": TrainingPlan(epochs=1, hidden=(8,)), "gate": lenient})
+    assert "artefact-hash" in reasons(retrained(examples, tmp_path / "diagnosis", plan=quick))
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
 def test_splits_that_share_units_are_never_trained_on(
     examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
