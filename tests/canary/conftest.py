@@ -35,8 +35,8 @@ def forms(secret: bytes) -> list[bytes]:
     found = {secret, secret.hex().encode(), secret.hex().upper().encode(), repr(secret)[2:-1].encode()}
     for shift in range(3):
         encoded = base64.b64encode(bytes(shift) + secret)
-        # The characters at both ends depend on the neighbours.
-        part = encoded[4 if shift else 0 : -4]
+        # Only the characters that the neighbours have no bit in: of few of them some would be found anywhere.
+        part = encoded[-(-8 * shift // 6) : 8 * (shift + len(secret)) // 6]
         found |= {part, part.replace(b"+", b"-").replace(b"/", b"_")}
     return sorted(found)
 

@@ -46,6 +46,12 @@ denials:
     columns: [phone]
     purposes: ["*"]
 """
+#: With somebody who can approve what needs it.
+APPROVED = POLICY.replace("  science:", "  ethics: {members: [eve]}\n  science:").replace(
+    "denials:",
+    "  - {id: approves, role: ethics, actions: [approve], datasets: [clinic.visits], columns: [age], purposes: ['*']}\n"
+    "denials:",
+)
 READS = ("--as", "billing-analyst", "--action", "decrypt", "--purpose", "billing")
 NOON = ("--at", "2026-11-24T12:00+01:00")
 RELEASES = ("--as", "sam", "--action", "release", "--purpose", "study", "--column", "clinic.visits.age")
@@ -156,7 +162,8 @@ def test_a_question_that_is_not_clear_is_refused(policy: Path, arguments: tuple[
 
 
 def test_the_lint_passes_a_good_policy_and_fails_on_errors(policy: Path) -> None:
-    fields = yaml.safe_load(POLICY)
+    fields = yaml.safe_load(APPROVED)
+    policy.write_text(APPROVED)
     shown = access("lint", "--policy", policy).output
     assert "dead-part" in shown
     access("lint", "--policy", policy, "--strict", code=1)
@@ -170,7 +177,7 @@ def test_the_lint_passes_a_good_policy_and_fails_on_errors(policy: Path) -> None
     )
     fields["grants"][0]["columns"] = ["email"]
     policy.write_text(yaml.safe_dump(fields).replace("480", "'08:00'").replace("1080", "'18:00'"))
-    assert access("lint", "--policy", policy, "--strict").output.startswith("ok: 2 grants, 1 denials")
+    assert access("lint", "--policy", policy, "--strict").output.startswith("ok: 3 grants, 1 denials")
 
 
 def test_the_lint_holds_grants_against_the_keyring(home: Settings, tmp_path: Path) -> None:
@@ -178,7 +185,7 @@ def test_the_lint_holds_grants_against_the_keyring(home: Settings, tmp_path: Pat
     FileKeyring(home.keyring).create("lab", cipher="AES256_GCM", recipients=[recipient])
     spec = tmp_path / "encrypt.yaml"
     spec.write_text("keyset: clinic\ntarget: {name: clinic.visits}\ncolumns: {email: {cipher: AES256_GCM}}\n")
-    home.policy.write_text(POLICY.replace("columns: [email, phone]", "columns: [email]"))
+    home.policy.write_text(APPROVED.replace("columns: [email, phone]", "columns: [email]"))
     folder = ("--home", home.home)
 
     def lint(*options: str | Path, code: int) -> set[tuple[str, str]]:
