@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +21,8 @@ from lepton_airflow.audit.series import Rows, Series, series_of
 
 #: Leaves in a block.
 BLOCK = 1024
+#: Rows that are hashed while the processor still has them at hand.
+_HASHED_TOGETHER = 64
 #: Of a block with more series than one for so many leaves nothing is gained.
 _LEAVES_PER_SERIES = 4
 #: As `lepton_airflow.audit.rows.stored_leaves` reads them.
@@ -65,18 +66,29 @@ class Block:
     series: list[Series]
 
 
-def block_of(task: Task, rows: Sequence[tuple[Any, ...]]) -> Block | None:
-    """The block of what was read; None if the rows have to be looked at one by one."""
-    if len(rows) != task.stop - task.first:
+def block_of(task: Task, cursor: Any) -> Block | None:
+    """The block of what the query found; None if the rows have to be looked at one by one.
+
+    :param cursor: of the DB-API, behind the query
+    """
+    event_ids: list[bytes] = []
+    payloads: list[bytes] = []
+    actual: list[bytes] = []
+    sha256, first = hashlib.sha256, task.first
+    while rows := cursor.fetchmany(_HASHED_TOGETHER):
+        indices, ids, texts, hashes = zip(*rows, strict=True)
+        if {*map(type, ids), *map(type, texts)} != {bytes} or {*map(type, indices)} != {int}:
+            return None
+        found = [sha256(b"\x00" + text).digest() for text in texts]
+        if found != [*hashes] or indices != (*range(first, first + len(rows)),):
+            return None
+        event_ids += ids
+        payloads += texts
+        actual += found
+        first += len(rows)
+    if first != task.stop:
         return None
-    indices, event_ids, payloads, hashes = map(list, zip(*rows, strict=True))
-    if {*map(type, event_ids), *map(type, payloads)} != {bytes} or {*map(type, indices)} != {int}:
-        return None
-    sha256 = hashlib.sha256
-    actual = [sha256(b"\x00" + payload).digest() for payload in payloads]
-    if actual != hashes or indices != list(range(task.first, task.stop)):
-        return None
-    most = len(rows) // _LEAVES_PER_SERIES + 1
+    most = len(actual) // _LEAVES_PER_SERIES + 1
     series = list(islice(series_of(Rows(event_ids, payloads, actual), first=task.first), most + 1))
     if len(series) > most:
         return None
@@ -101,7 +113,7 @@ def serve(database: str, descriptor: int) -> None:
         while True:
             task = pipe.recv()
             try:
-                block = block_of(task, connection.execute(SQLITE_QUERY, (task.first, task.stop)).fetchall())
+                block = block_of(task, connection.execute(SQLITE_QUERY, (task.first, task.stop)))
             except sqlite3.Error:
                 block = None
             pipe.send((task.first, block))

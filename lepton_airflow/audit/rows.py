@@ -80,12 +80,12 @@ def raw(connection: sql.Connection, column: sql.Column[Any]) -> sql.ColumnElemen
     return sql.func.convert_to(column, "UTF8", type_=sql.LargeBinary)
 
 
-def is_whole(connection: sql.Connection, *, start: int, stop: int) -> bool:
-    """Whether as many leaves as there should be stand between ``start`` and ``stop``, and none before or behind."""
+def is_framed(connection: sql.Connection, *, start: int, stop: int) -> bool:
+    """Whether a leaf stands at ``start`` and one before ``stop``, and none before or behind. Those between are not looked at."""
     index = leaf_table.c.tree_index
     inside = index >= start if start else index.is_not(None)
-    found = connection.execute(sql.select(sql.func.count(), sql.func.min(index), sql.func.max(index)).where(inside))
-    return tuple(found.one()) == (stop - start, start, stop - 1)
+    ends = (sql.select(end(index)).where(inside) for end in (sql.func.min, sql.func.max))
+    return [connection.scalar(end) for end in ends] == [start, stop - 1]
 
 
 class Blocks:
@@ -164,16 +164,14 @@ def _read(connection: sql.Connection, task: Task) -> Block | None:
     bounds = (task.first, task.stop)
     try:
         if connection.dialect.name == "sqlite":
-            rows = driver.execute(SQLITE_QUERY, bounds).fetchall()
-        else:
-            with driver.cursor(binary=True) as cursor:
-                rows = cursor.execute(POSTGRESQL_QUERY, bounds).fetchall()
+            return block_of(task, driver.execute(SQLITE_QUERY, bounds))
+        with driver.cursor(binary=True) as cursor:
+            return block_of(task, cursor.execute(POSTGRESQL_QUERY, bounds))
     except connection.dialect.loaded_dbapi.Error as error:
         typed = typed_error(error, connection.engine.url.render_as_string(hide_password=True))
         if isinstance(typed, AuditUnavailable):
             raise typed from None
         return None  # reading row by row tells how far the file can be read
-    return block_of(task, rows)
 
 
 class _Helper:

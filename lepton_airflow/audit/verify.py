@@ -23,7 +23,7 @@ from lepton_airflow.audit.merkle import HASH_BYTES, Frontier
 from lepton_airflow.audit.nodes import StoredTree
 from lepton_airflow.audit.producers import Producers
 from lepton_airflow.audit.quorum import Quorum
-from lepton_airflow.audit.rows import Blocks, is_whole, stored_leaves
+from lepton_airflow.audit.rows import Blocks, is_framed, stored_leaves
 from lepton_airflow.audit.signed_roots import SignedRoots
 from lepton_airflow.errors import AuditTampered
 
@@ -202,7 +202,7 @@ class _Verification:
 
     def _taken(self, connection: sql.Connection) -> Iterator[int]:
         """Take in every leaf, in blocks as far as nothing is odd about them; yield how many were taken at a time."""
-        if is_whole(connection, start=self.start, stop=self.size):
+        if is_framed(connection, start=self.start, stop=self.size):
             blocks = Blocks(connection, start=self.start, stop=self.size, cuts=self.signed.by_size)
             for task, block in blocks:
                 # If the leaf before a block is missing, that shows only when the block's first is looked at by itself.

@@ -151,7 +151,7 @@ def all_ways(monkeypatch: pytest.MonkeyPatch) -> Callable[..., VerificationRepor
 
     def reports(engine: sql.Engine, **options: Any) -> Iterator[VerificationReport]:
         with monkeypatch.context() as patch:
-            patch.setattr(verify_module, "is_whole", lambda *_, **__: False)
+            patch.setattr(verify_module, "is_framed", lambda *_, **__: False)
             yield verify(engine, **options)
         with monkeypatch.context() as patch:
             patch.setattr(reading_module, "BLOCK", 16)
