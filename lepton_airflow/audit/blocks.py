@@ -1,4 +1,4 @@
-"""Blocks: what one read of some hundred sealed leaves says, as little as the tree and the producers need.
+"""Blocks: what one read of some thousand sealed leaves says, as little as the tree and the producers need.
 
 A block is made only of leaves of which nothing is odd by itself. Where anything is, there is none, and who asked for it looks at
 the rows one by one. So that a second process can make blocks, and start soon, this module needs no more than the standard library
@@ -7,24 +7,20 @@ the rows one by one. So that a second process can make blocks, and start soon, t
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import sqlite3
-from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
+from contextlib import closing, suppress
+from typing import Any, NamedTuple
 
+from lepton_airflow.audit.channel import Channel
 from lepton_airflow.audit.merkle import subtrees
 from lepton_airflow.audit.series import Rows, Series, series_of
 
 #: Leaves in a block.
-BLOCK = 1024
+BLOCK = 2048
 #: Rows that are hashed while the processor still has them at hand.
 _HASHED_TOGETHER = 64
-#: Of a block with more series than one for so many leaves nothing is gained.
-_LEAVES_PER_SERIES = 4
 #: As `lepton_airflow.audit.rows.stored_leaves` reads them.
 SQLITE_QUERY = (
     "SELECT tree_index, CAST(event_id AS BLOB), CAST(payload AS BLOB), CAST(leaf_hash AS BLOB) FROM lepton_audit_leaf"
@@ -43,8 +39,7 @@ _CACHE_KIBIBYTES = 32 * 1024
 _MAPPED_BYTES = 2**30
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """Which leaves to read.
 
     :param cuts: sizes of the tree at which its root will be asked for, behind ``first`` and up to ``stop``, which is one
@@ -55,8 +50,7 @@ class Task:
     cuts: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """Leaves that stand where they should, each with the hash of its payload beside it.
 
     :param pieces: for each of the task's cuts the subtrees from the cut before it up to there
@@ -88,10 +82,7 @@ def block_of(task: Task, cursor: Any) -> Block | None:
         first += len(rows)
     if first != task.stop:
         return None
-    most = len(actual) // _LEAVES_PER_SERIES + 1
-    series = list(islice(series_of(Rows(event_ids, payloads, actual), first=task.first), most + 1))
-    if len(series) > most:
-        return None
+    series = list(series_of(Rows(event_ids, payloads, actual), first=task.first))
     pieces, first = [], task.first
     for cut in task.cuts:
         pieces.append(subtrees(actual[first - task.first : cut - task.first], first=first))
@@ -99,13 +90,15 @@ def block_of(task: Task, cursor: Any) -> Block | None:
     return Block(pieces, series)
 
 
-def serve(database: str, descriptor: int) -> None:
+def serve(uri: str, descriptor: int) -> None:
     """The whole of the second process: check a SQLite file, then make blocks of it until the other end closes the pipe.
 
-    It may map the file into memory: were the file cut meanwhile, only this process would be gone.
+    :param uri: of the file, to be read only. It may be mapped into memory: were the file cut meanwhile, only this process would
+        be gone
     """
-    with suppress(EOFError, OSError), Connection(descriptor) as pipe:
-        connection = sqlite3.connect(f"{Path(database).absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    gc.disable()  # nothing here makes cycles, and the collector would look at the same rows again and again
+    with suppress(EOFError, OSError), closing(Channel(descriptor)) as pipe:
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None)
         for setting in (f"cache_size = -{_CACHE_KIBIBYTES}", f"mmap_size = {_MAPPED_BYTES}"):
             connection.execute(f"PRAGMA {setting}")
         connection.execute("BEGIN")

@@ -39,6 +39,13 @@ def parse_canonical(data: bytes) -> Any:
     :raises InvalidData: the bytes are not JSON, or not the canonical form of their own value
     """
     try:
+        text = data.decode("ascii")
+        value = _plain_decoder.decode(text)
+        if _plain_encoder.encode(value) == text:
+            return value
+    except (ValueError, RecursionError):
+        pass  # not plain; it may be canonical nevertheless
+    try:
         value = _decoder.decode(data.decode("utf-8"))
         if canonical_json(value) == data:
             return value
@@ -58,6 +65,21 @@ def digest(value: Any) -> str:
 
 _plain_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _decoder = json.JSONDecoder(parse_int=lambda digits: _integer(digits))
+
+
+def _exact_integer(digits: str) -> int:
+    number = int(digits)
+    if abs(number) > _LARGEST_EXACT_INTEGER:
+        raise ValueError("not plain")
+    return number
+
+
+def _not_plain(_: str) -> Any:
+    raise ValueError("not plain")
+
+
+#: Of ASCII text without floats and with exact integers: what :func:`_is_plain` says of values.
+_plain_decoder = json.JSONDecoder(parse_int=_exact_integer, parse_float=_not_plain, parse_constant=_not_plain)
 
 
 def _plain(value: Any) -> bytes | None:

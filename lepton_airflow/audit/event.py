@@ -20,9 +20,9 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from lepton_airflow.audit.canonical import canonical_json
+from lepton_airflow.audit.schema import SCHEMA
 from lepton_airflow.errors import InvalidData
 
-SCHEMA = "lepton.audit.event/1"
 Phase = Literal["intent", "success", "failure", "denied", "note", "close"]
 Detail = str | int | float | bool | None
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from lepton_airflow.audit.canonical import parse_canonical
 from lepton_airflow.audit.clock import Clock
-from lepton_airflow.audit.event import SCHEMA, event_id_of
+from lepton_airflow.audit.event import event_id_of
 from lepton_airflow.audit.findings import Finding, Leaf
 from lepton_airflow.audit.log import PRODUCER
+from lepton_airflow.audit.schema import SCHEMA
 from lepton_airflow.audit.series import Series
 from lepton_airflow.errors import InvalidData
 
@@ -82,12 +83,12 @@ class Producers:
         """
         last = series.last
         producer = None if last is None else self._open.get(last.producer)
-        if last is None or producer is None or producer.last is None or producer.last.tree_index != series.index:
+        if last is None or producer is None or producer.last is None or producer.last.tree_index != series.first:
             return False
         if not self._clock.follow(str(last.producer), last.sequence, last.time):
             return False
         producer.next_sequence = last.sequence + 1
-        index = series.index + series.count - 1
+        index = series.first + series.length - 1
         # Of the last leaf only its place and its hash will be asked for.
         producer.last = Leaf(
             row=index,

@@ -11,12 +11,13 @@ from bisect import bisect
 from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import closing
-from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sql
 
 from lepton_airflow.audit.blocks import BLOCK, POSTGRESQL_QUERY, SQLITE_QUERY, Block, Task, block_of
+from lepton_airflow.audit.channel import Channel
 from lepton_airflow.audit.database import leaf_table, typed_error
 from lepton_airflow.audit.findings import Leaf
 from lepton_airflow.audit.merkle import leaf_hash
@@ -189,7 +190,14 @@ class _Helper:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             # -P: what lies in the working directory is not imported.
-            command = [sys.executable, "-P", "-c", _HELPER, database, str(theirs.fileno())]
+            command = [
+                sys.executable,
+                "-P",
+                "-c",
+                _HELPER,
+                f"{Path(database).absolute().as_uri()}?mode=ro",
+                str(theirs.fileno()),
+            ]
             self._process = subprocess.Popen(  # noqa: S603 - this interpreter and our own words
                 command,
                 pass_fds=[theirs.fileno()],
@@ -197,7 +205,7 @@ class _Helper:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            self.pipe = Connection(ours.detach())
+            self.pipe = Channel(ours.detach())
 
     def close(self) -> None:
         """End it, whatever it is doing; a second time changes nothing."""

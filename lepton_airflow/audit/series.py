@@ -13,15 +13,14 @@ import struct
 import uuid
 from bisect import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 from lepton_airflow.audit.canonical import canonical_json, parse_canonical
-from lepton_airflow.audit.event import SCHEMA
 from lepton_airflow.audit.merkle import HASH_BYTES
+from lepton_airflow.audit.schema import SCHEMA
 from lepton_airflow.errors import InvalidData
 
 #: Rows compared at a time: the bytes of more would need fresh pages of the system, which cost more than comparing.
@@ -47,8 +46,7 @@ _VERSION = bytes(byte & 0x0F | 0x50 for byte in range(256))
 _VARIANT = bytes(byte & 0x3F | 0x80 for byte in range(256))
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(NamedTuple):
     """Rows that stand together in the tree, as columns.
 
     :param event_ids: as the column has them, not the payloads
@@ -59,12 +57,8 @@ class Rows:
     payloads: list[bytes]
     hashes: list[bytes]
 
-    def __len__(self) -> int:
-        return len(self.payloads)
 
-
-@dataclass(frozen=True, slots=True)
-class Last:
+class Last(NamedTuple):
     """The last leaf of a series, which was checked as far as the series' first can be believed."""
 
     event_id: bytes
@@ -74,20 +68,19 @@ class Last:
     time: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+class Series(NamedTuple):
     """Leaves of one producer, one behind the other. Nothing was checked of the first, everything of the others but the clock.
 
     The clock: their times do not go back; :class:`Last` has the latest.
 
-    :param index: the position of the first
-    :param count: how many there are
+    :param first: its position
+    :param length: how many there are
     :param event_id: of the first, as are ``payload`` and ``hashed``
     :param last: None if there is only one
     """
 
-    index: int
-    count: int
+    first: int
+    length: int
     event_id: bytes
     payload: bytes
     hashed: bytes
@@ -100,12 +93,12 @@ def series_of(rows: Rows, *, first: int) -> Iterator[Series]:
     :param first: the position of the first row
     """
     start = 0
-    while start < len(rows):
+    while start < len(rows.payloads):
         form = _Form.of(rows, start)
         stop, last = (start + 1, None) if form is None else form.follow(rows, start)
         yield Series(
-            index=first + start,
-            count=stop - start,
+            first=first + start,
+            length=stop - start,
             event_id=rows.event_ids[start],
             payload=rows.payloads[start],
             hashed=rows.hashes[start],
@@ -114,8 +107,7 @@ def series_of(rows: Rows, *, first: int) -> Iterator[Series]:
         start = stop
 
 
-@dataclass(frozen=True, slots=True)
-class _Form:
+class _Form(NamedTuple):
     """A leaf between whose constant parts stand its event id, its predecessor's hash, its number and its time, in this order.
 
     :param parts: the five constant parts
@@ -129,13 +121,14 @@ class _Form:
 
     @classmethod
     def of(cls, rows: Rows, start: int) -> _Form | None:
-        """The form of the row at ``start``; None if it has another, or if the row behind it is not one of its producer's."""
-        if start + 1 == len(rows):
+        """The form of the row at ``start``; None if it has another, or if the row behind it is not like it."""
+        if start + 1 == len(rows.payloads):
             return None
         payload, behind = rows.payloads[start], rows.payloads[start + 1]
+        same = payload.find(b'"event_id":"')
         place = payload.find(b'"producer":{"id":"')
         stop = place + len(b'"producer":{"id":"') + _UUID
-        if place < 0 or payload[place:stop] != behind[place:stop]:
+        if min(same, place) < 0 or payload[:same] != behind[:same] or payload[place:stop] != behind[place:stop]:
             return None
         try:
             return _form(parse_canonical(payload), payload)
@@ -146,15 +139,17 @@ class _Form:
         """Where the series that begins at ``start`` ends, and its last row."""
         stop, sequence, time = start + 1, self.sequence + 1, self.time
         constant = sum(map(len, self.parts)) + _UUID + 2 * HASH_BYTES + len(_ZERO_TIME)
-        while stop < len(rows):
+        together = 1  # then more, as long as they are right
+        while stop < len(rows.payloads):
             digits = len(str(sequence))
-            limit = min(len(rows), stop + _TOGETHER, stop + 10**digits - sequence)
+            limit = min(len(rows.payloads), stop + together, stop + 10**digits - sequence)
             count = self._reach(rows, stop, limit, constant + digits) - stop
             while count and not (found := self._last_time(rows, stop, stop + count, constant + digits, sequence, time)):
                 count //= 2
             if not count:
                 break
             stop, sequence, time = stop + count, sequence + count, found or time
+            together = min(4 * together, _TOGETHER)
         if stop == start + 1:
             return stop, None
         moment = datetime.fromisoformat(time.decode())

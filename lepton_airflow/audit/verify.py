@@ -224,16 +224,16 @@ class _Verification:
         self.next_index = task.stop
         for series in block.series:
             first = Leaf(
-                row=series.index,
+                row=series.first,
                 event_id=series.event_id.decode(errors="replace"),
                 payload=series.payload,
                 stored_hash=series.hashed,
                 actual_hash=series.hashed,
-                tree_index=series.index,
+                tree_index=series.first,
             )
             self._follow_producer(first)
-            if series.count > 1 and not self.producers.follow(series):
-                for leaf in self._leaves(connection, start=series.index + 1, stop=series.index + series.count):
+            if series.length > 1 and not self.producers.follow(series):
+                for leaf in self._leaves(connection, start=series.first + 1, stop=series.first + series.length):
                     self._follow_producer(leaf)
 
     def _take(self, leaf: Leaf) -> int:

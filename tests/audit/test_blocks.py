@@ -323,7 +323,7 @@ def test_a_series_ends_where_an_event_differs() -> None:
         payloads.append(payload)
         ids.append(event_id_of(producer, number).encode())
         hashes.append(leaf_hash(payload))
-    found = [(series.index, series.count) for series in series_of(Rows(ids, payloads, hashes), first=1000)]
+    found = [(series.first, series.length) for series in series_of(Rows(ids, payloads, hashes), first=1000)]
     assert found == [(1000, 77), (1077, 1), (1078, 52)]
 
 
@@ -370,8 +370,8 @@ def test_verification_goes_on_without_its_second_process(
             started.append(self)
 
     words = (
-        "import os, sys, time; from multiprocessing.connection import Connection; from lepton_airflow.audit.blocks import *\n"
-        f"pipe = Connection(int(sys.argv[2])); {FAILURES[failure]}"
+        "import os, sys, time; from lepton_airflow.audit.channel import Channel; from lepton_airflow.audit.blocks import *\n"
+        f"pipe = Channel(int(sys.argv[2])); {FAILURES[failure]}"
     )
     for name, value in {
         "BLOCK": 8,

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lepton_airflow.audit.canonical import canonical_json
-from lepton_airflow.audit.event import SCHEMA, Actor, Event, LeafEncoder, event_id_of
+from lepton_airflow.audit.event import Actor, Event, LeafEncoder, event_id_of
+from lepton_airflow.audit.schema import SCHEMA
 from lepton_airflow.errors import InvalidData
 
 TEXT = st.text(max_size=12)

@@ -13,9 +13,10 @@ import sqlalchemy as sql
 
 from lepton_airflow.audit.canonical import parse_canonical
 from lepton_airflow.audit.database import leaf_table
-from lepton_airflow.audit.event import SCHEMA, Actor, Event, event_id_of
+from lepton_airflow.audit.event import Actor, Event, event_id_of
 from lepton_airflow.audit.log import AuditLog
 from lepton_airflow.audit.merkle import leaf_hash
+from lepton_airflow.audit.schema import SCHEMA
 from lepton_airflow.errors import AuditUnavailable, InvalidData
 from lepton_airflow.settings import Settings
 

@@ -1,0 +1,3 @@
+"""The schema of the audit log's leaves, which each of them names; see :mod:`lepton_airflow.audit.event`."""
+
+SCHEMA = "lepton.audit.event/1"
