@@ -56,6 +56,8 @@ class Demo:
         self.home = folder / "lepton"
         self.data = folder / "data"
         self.environment = {
+            # Each of its JVMs lives for seconds: what the second compiler would make of their code would never pay.
+            "SPARK_SUBMIT_OPTS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
             **os.environ,
             "AIRFLOW_HOME": str(folder / "airflow"),
             "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
