@@ -27,6 +27,7 @@ from lepton_airflow.privacy.release import Released, publish, stored_keys
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from lepton_airflow.access.guard import Operation
     from lepton_airflow.audit.event import Detail
     from lepton_airflow.audit.log import AuditLog
     from lepton_airflow.privacy.plan import ReleasePlan
@@ -81,26 +82,14 @@ def show_release(run_key: str, *, settings: Settings, caller: Caller | None = No
     :raises AccessDenied: the policy does not let this identity approve releases of the dataset
     :raises BudgetError: there is no such release, or nothing is drawn yet
     """
-    asked: dict[str, Detail] = {"step": "show"}
-    with audit_log_of(settings, run_key, caller) as (engine, principal, audit):
-        with _failure_recorded(audit, APPROVE, asked):
-            drawn = drawn_release(engine, run_key)
-            guard = guard_of(settings, audit, principal=principal, spec_digest=drawn.release.spec_digest)
-        with guard.operation(
-            action=APPROVE,
+    with _approving(run_key, settings=settings, caller=caller, asked={"step": "show"}) as (ledger, drawn, _):
+        return build_document(
+            design=drawn.spec,
+            plan=drawn.plan,
+            result=ledger.result(run_key),
+            release=drawn.release,
             dataset=drawn.spec.source.name,
-            columns=sorted(drawn.spec.columns),
-            purpose=drawn.spec.purpose,
-            details=asked,
-        ) as operation:
-            operation.record(details=asked)
-            return build_document(
-                design=drawn.spec,
-                plan=drawn.plan,
-                result=Ledger(engine).result(run_key),
-                release=drawn.release,
-                dataset=drawn.spec.source.name,
-            )
+        )
 
 
 def approve_release(
@@ -126,27 +115,17 @@ def approve_release(
     :raises BudgetError: there is no such release, it needs no approval, or somebody else approved it
     """
     asked: dict[str, Detail] = {"step": "approve", "approver": approver, "known_by": known_by}
-    with audit_log_of(settings, run_key, caller) as (engine, _, audit):
-        with _failure_recorded(audit, APPROVE, asked):
-            drawn = drawn_release(engine, run_key)
-            guard = guard_of(settings, audit, principal=approver, spec_digest=drawn.release.spec_digest)
-        with guard.operation(
-            action=APPROVE,
-            dataset=drawn.spec.source.name,
-            columns=sorted(drawn.spec.columns),
-            purpose=drawn.spec.purpose,
-            details=asked,
-        ) as operation:
-            operation.record(details=asked)
-            involved = (drawn.release.principal, drawn.release.requested_by, *requesters)
-            if any(is_same_person(name, *involved) for name in (approver, *aliases)):
-                raise AccessDenied(
-                    f"A release is not approved by who asked for it or ran it, {approver!r}.",
-                    place=f"run {run_key}",
-                    remedy="Have somebody else approve it.",
-                )
-            release = Ledger(engine).approve(run_key=run_key, approver=approver)
-            operation.record(details={"approved_at": release.approved_at})
+    opened = _approving(run_key, settings=settings, caller=caller, asked=asked, principal=approver)
+    with opened as (ledger, drawn, operation):
+        involved = (drawn.release.principal, drawn.release.requested_by, *requesters)
+        if any(is_same_person(name, *involved) for name in (approver, *aliases)):
+            raise AccessDenied(
+                f"A release is not approved by who asked for it or ran it, {approver!r}.",
+                place=f"run {run_key}",
+                remedy="Have somebody else approve it.",
+            )
+        release = ledger.approve(run_key=run_key, approver=approver)
+        operation.record(details={"approved_at": release.approved_at})
     return release
 
 
@@ -199,6 +178,32 @@ def publish_release(run_key: str, *, settings: Settings, caller: Caller | None =
     if spec.plot is not None:
         _plot(file, Path(spec.plot).absolute())
     return summary
+
+
+@contextmanager
+def _approving(
+    run_key: str,
+    *,
+    settings: Settings,
+    caller: Caller | None,
+    asked: Mapping[str, Detail],
+    principal: str | None = None,
+) -> Iterator[tuple[Ledger, DrawnRelease, Operation]]:
+    """An operation of the action ``approve`` on a drawn release, if the policy lets ``principal``, by default this identity."""
+    with audit_log_of(settings, run_key, caller) as (engine, identity, audit):
+        with _failure_recorded(audit, APPROVE, asked):
+            drawn = drawn_release(engine, run_key)
+            asker = identity if principal is None else principal
+            guard = guard_of(settings, audit, principal=asker, spec_digest=drawn.release.spec_digest)
+        with guard.operation(
+            action=APPROVE,
+            dataset=drawn.spec.source.name,
+            columns=sorted(drawn.spec.columns),
+            purpose=drawn.spec.purpose,
+            details=asked,
+        ) as operation:
+            operation.record(details=asked)
+            yield Ledger(engine), drawn, operation
 
 
 @contextmanager
