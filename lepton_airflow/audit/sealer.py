@@ -151,7 +151,11 @@ def _extend(connection: sql.Connection, frontier: Frontier) -> None:
     if connection.dialect.name == "postgresql":
         # See migration 0001: rows that a transaction still running may yet precede wait for the next seal.
         unsealed = unsealed.where(sql.text("xid < pg_snapshot_xmin(pg_current_snapshot())"))
-    while rows := connection.execute(unsealed).all():
+    full = True
+    # After a chunk that is not full another look would find next to nothing, and cost as much: it passes the index entries of all
+    # rows that were sealed since the last vacuum.
+    while full and (rows := connection.execute(unsealed).all()):
+        full = len(rows) == _CHUNK
         _place(connection, [row.id for row in rows], first=frontier.size)
         for row in rows:
             if len(row.leaf_hash) != HASH_BYTES:
