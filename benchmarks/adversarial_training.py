@@ -35,13 +35,14 @@ load_tensorflow()
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+from corpus.records import examples_of  # noqa: E402
 from sklearn.datasets import load_breast_cancer, load_digits  # noqa: E402
 from sklearn.model_selection import train_test_split  # noqa: E402
 
 from lepton_airflow.models.architectures import classifier_for  # noqa: E402
 from lepton_airflow.models.attacks.pgd import RELATIVE_STEP  # noqa: E402
 from lepton_airflow.models.attacks.suite import AttackSuite  # noqa: E402
-from lepton_airflow.models.examples import Examples, Features, Labels  # noqa: E402
+from lepton_airflow.models.examples import Examples  # noqa: E402
 from lepton_airflow.models.input_space import InputSpace, image_space, table_space  # noqa: E402
 from lepton_airflow.models.objectives import objective_for, standard_objective  # noqa: E402
 from lepton_airflow.models.perturbation import Perturbation  # noqa: E402
@@ -89,17 +90,6 @@ SETTINGS = {
         least=(0.93, 0.70),
     ),
 }
-
-
-def examples_of(features: Features, labels: Labels) -> Examples:
-    """Every example is its own unit: these data sets say nothing of whose they are."""
-    count = len(labels)
-    return Examples(
-        features=features.astype(np.float32),
-        labels=labels.astype(np.int32),
-        units=np.arange(count),
-        unit_ids=tuple(number.to_bytes(4) for number in range(count)),
-    )
 
 
 def load(setting: Setting, seed: int) -> tuple[InputSpace, Examples, Examples, Examples]:

@@ -32,12 +32,13 @@ load_tensorflow()
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
+from corpus.records import examples_of  # noqa: E402
 from sklearn.datasets import load_breast_cancer, load_digits  # noqa: E402
 from sklearn.model_selection import train_test_split  # noqa: E402
 
 from lepton_airflow.models.architectures import classifier_for  # noqa: E402
 from lepton_airflow.models.attacks.suite import BATCH_SIZE, AttackSuite  # noqa: E402
-from lepton_airflow.models.examples import Examples, Features, Labels  # noqa: E402
+from lepton_airflow.models.examples import Examples, Features  # noqa: E402
 from lepton_airflow.models.input_space import InputSpace, image_space, table_space  # noqa: E402
 from lepton_airflow.models.int8 import int8_predict, to_int8  # noqa: E402
 from lepton_airflow.models.objectives import objective_for  # noqa: E402
@@ -57,16 +58,6 @@ PLANS = {
     "mlp": TrainingPlan(epochs=60, steps=7),
 }
 QUICK_EPOCHS, QUICK_EXAMPLES = {"cnn": 2, "mlp": 20}, 64
-
-
-def examples_of(features: Features, labels: Labels) -> Examples:
-    count = len(labels)
-    return Examples(
-        features=features.astype(np.float32),
-        labels=labels.astype(np.int32),
-        units=np.arange(count),
-        unit_ids=tuple(number.to_bytes(4) for number in range(count)),
-    )
 
 
 def load(network: str, seed: int) -> tuple[InputSpace, Examples, Examples]:

@@ -36,6 +36,7 @@ load_tensorflow()
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+from corpus.records import examples_of  # noqa: E402
 from corpus.telling_apart import shares, told_apart  # noqa: E402
 from sklearn.datasets import load_breast_cancer, load_digits  # noqa: E402
 from sklearn.model_selection import train_test_split  # noqa: E402
@@ -70,15 +71,6 @@ class Case:
     space: InputSpace
     test: Examples
     epsilon: float
-
-
-def examples_of(features: Features, labels: Any) -> Examples:
-    return Examples(
-        features=features.astype(np.float32),
-        labels=labels.astype(np.int32),
-        units=np.arange(len(labels)),
-        unit_ids=tuple(f"{unit:05}".encode() for unit in range(len(labels))),
-    )
 
 
 def split(data: Any, *, test_size: int) -> tuple[Examples, Examples]:
