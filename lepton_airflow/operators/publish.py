@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +50,9 @@ class _AfterReleaseOperator(BaseOperator):
             context["outlet_events"][outlet].extra = summary
         return summary
 
+    @abstractmethod
     def _go_on(self, run_key: str, context: Context, settings: Settings) -> dict[str, Any]:
-        raise NotImplementedError
+        """What each of them does with the release."""
 
 
 class PublishReleaseOperator(_AfterReleaseOperator):
