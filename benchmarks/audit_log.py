@@ -25,7 +25,6 @@ import signal
 import statistics
 import subprocess
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -161,37 +160,41 @@ def sealing_delay(settings: Settings, signer: Signer, seconds: float) -> float:
     engine = connect(settings)
     # What earlier rounds left is sealed first: it is no delay of the probes.
     seal(engine, signer=signer, exports=[])
-    over = threading.Event()
+    engine.dispose()
+    over, delays = fork.Event(), fork.Queue()
 
     def seal_for_ever() -> None:
+        engine = connect(settings)
         while not over.is_set():
             seal(engine, signer=signer, exports=[])
             over.wait(0.1)
 
     def probe() -> None:
-        log = AuditLog(connect(settings), actor=ACTOR, run_key="probe")
-        index = leaf_table.c.tree_index
+        engine = connect(settings)
+        log = AuditLog(engine, actor=ACTOR, run_key="probe")
+        query = sql.select(leaf_table.c.tree_index).where(leaf_table.c.event_id == sql.bindparam("event_id"))
+        longest = 0.0
         while not over.is_set():
             event_id = log.append(EVENT)
             start = time.perf_counter()
-            query = sql.select(index).where(leaf_table.c.event_id == event_id)
-            while not over.is_set():
-                with reading(engine) as connection:
-                    if connection.scalar(query) is not None:
-                        delays.append(time.perf_counter() - start)
-                        break
+            placed = None
+            while placed is None and not over.is_set():
                 time.sleep(0.01)
+                with reading(engine) as connection:
+                    placed = connection.scalar(query, {"event_id": event_id})
+            # Of the last event, which is not sealed when all is over, the wait so far counts.
+            longest = max(longest, time.perf_counter() - start)
+        delays.put(longest)
 
-    delays: list[float] = []
-    threads = [threading.Thread(target=work) for work in (seal_for_ever, probe)]
-    for thread in threads:
-        thread.start()
+    processes = [fork.Process(target=work) for work in (seal_for_ever, probe)]
+    for process in processes:
+        process.start()
     run(single_writer, settings, writers=WRITERS, seconds=seconds)
     over.set()
-    for thread in threads:
-        thread.join()
-    engine.dispose()
-    return max(delays)
+    longest: float = delays.get()
+    for process in processes:
+        process.join()
+    return longest
 
 
 def hash_alone(payloads: list[bytes]) -> bytes:

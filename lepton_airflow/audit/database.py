@@ -45,7 +45,8 @@ _MIGRATION_LOCK = 0x6C6570746F6E00  # an arbitrary constant: "lepton" in hex
 
 row_id = sql.BigInteger().with_variant(sql.Integer(), "sqlite")
 
-#: One row for each event. PostgreSQL's table has one more column, ``xid`` (see migration 0001), for the sealer.
+#: One row for each event. PostgreSQL's table has one more column, ``xid``: the transaction that wrote it (see
+#: :mod:`lepton_airflow.audit.unsealed`).
 leaf_table = sql.Table(
     "lepton_audit_leaf",
     metadata,
@@ -57,21 +58,19 @@ leaf_table = sql.Table(
     sql.CheckConstraint("length(leaf_hash) = 32", name="lepton_audit_leaf_hash_length"),
     sqlite_autoincrement=True,
 )
-sql.Index(
-    "lepton_audit_leaf_unsealed",
-    leaf_table.c.id,
-    sqlite_where=leaf_table.c.tree_index.is_(None),
-    postgresql_where=leaf_table.c.tree_index.is_(None),
-)
+# On PostgreSQL it is over ``xid`` and ``id``; see migration 0008.
+sql.Index("lepton_audit_leaf_unsealed", leaf_table.c.id, sqlite_where=leaf_table.c.tree_index.is_(None))
 
 #: One row for each signed checkpoint; ``frontier`` is the tree's right edge at that size, so that sealing need not
-#: hash the whole log again (it is checked against the signed root before it is used).
+#: hash the whole log again (it is checked against the signed root before it is used). ``horizon`` says, on PostgreSQL, from where
+#: on the next seal looks for rows (see :mod:`lepton_airflow.audit.unsealed`).
 checkpoint_table = sql.Table(
     "lepton_audit_checkpoint",
     metadata,
     sql.Column("tree_size", sql.BigInteger, primary_key=True, autoincrement=False),
     sql.Column("note", sql.Text, nullable=False),
     sql.Column("frontier", sql.LargeBinary, nullable=False),
+    sql.Column("horizon", sql.Text, nullable=True),
 )
 
 #: Hashes of complete subtrees of the log, 2**level leaves each, so that proofs need not read the whole log. Nothing rests

@@ -11,8 +11,8 @@ class Finding:
     """One thing that is wrong.
 
     :param kind: ``edited``, ``deleted``, ``inserted``, ``moved``, ``swapped``, ``rewritten``, ``truncated`` (leaves);
-        ``missing``, ``malformed`` (events); ``unsigned``, ``signature``, ``fork``, ``checkpoint``, ``export`` (checkpoints);
-        ``archive``, ``witness``, ``unlocated``, ``damaged``; as a warning ``clock``
+        ``missing``, ``malformed``, ``stranded`` (events); ``unsigned``, ``signature``, ``fork``, ``checkpoint``, ``export``
+        (checkpoints); ``archive``, ``witness``, ``unlocated``, ``damaged``; as a warning ``clock``
     :param position: where, as ``leaf 17 (event <id>)``
     :param text: what, as a sentence without a data value
     """

@@ -42,20 +42,29 @@ class Frontier:
     def nodes(self) -> tuple[bytes, ...]:
         return tuple(self._nodes)
 
-    def append(self, hashed: bytes, *, level: int = 0) -> None:
+    def append(self, hashed: bytes, *, level: int = 0) -> list[bytes]:
         """Add one leaf, given as its leaf hash, or a complete subtree.
 
         :param level: the subtree has 2**level leaves, and the tree so far a multiple of that
+        :returns: the subtrees that are complete now and end here: of 2**level leaves, of twice as many, and so on
         :raises ValueError: the tree's size is no such multiple
         """
         size = self.size >> level
         if size << level != self.size:
             raise ValueError("a subtree must begin at a multiple of its size")
         self.size += 1 << level
+        completed = [hashed]
         while size & 1:
             hashed = node_hash(self._nodes.pop(), hashed)
+            completed.append(hashed)
             size >>= 1
         self._nodes.append(hashed)
+        return completed
+
+    def extend(self, leaves: Sequence[bytes]) -> None:
+        """Add leaves, given as their leaf hashes; faster than one by one."""
+        for level, hashed in subtrees(leaves, first=self.size):
+            self.append(hashed, level=level)
 
     def root(self) -> bytes:
         """The root of the tree so far."""
@@ -70,8 +79,7 @@ class Frontier:
 def root(leaves: Iterable[bytes]) -> bytes:
     """The root over leaf hashes."""
     frontier = Frontier()
-    for hashed in leaves:
-        frontier.append(hashed)
+    frontier.extend(list(leaves))
     return frontier.root()
 
 

@@ -6,26 +6,72 @@ them holds the result against a signed root. Where one is missing, as in a log t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import sqlalchemy as sql
 
 from lepton_airflow.audit.database import leaf_table, node_table
-from lepton_airflow.audit.merkle import Frontier, node_hash, root
+from lepton_airflow.audit.merkle import Frontier, node_hash, root, subtrees
 
 _FANOUT_BITS = 8
 _FANOUT = 1 << _FANOUT_BITS
 _LEVELS = (8, 16, 24)
 
 
-def store_nodes(connection: sql.Connection, *, size: int) -> None:
-    """Store the subtrees that are complete at ``size`` leaves and not stored yet; part of sealing."""
+class Node(NamedTuple):
+    """A complete subtree of 2**level leaves, the position-th of them."""
+
+    level: int
+    position: int
+    hash: bytes
+
+
+def grow(frontier: Frontier, leaves: Sequence[bytes]) -> list[Node]:
+    """Add leaf hashes to a tree.
+
+    :returns: the subtrees to store that they complete
+    """
+    nodes, start = [], 0
+    while start < len(leaves):
+        stop = start + _FANOUT - frontier.size % _FANOUT
+        for level, hashed in subtrees(leaves[start:stop], first=frontier.size):
+            completed = frontier.append(hashed, level=level)
+        if frontier.size % _FANOUT == 0:
+            above = dict(enumerate(completed, level))
+            nodes += [Node(level, (frontier.size >> level) - 1, above[level]) for level in _LEVELS if level in above]
+        start = stop
+    return nodes
+
+
+def store_nodes(connection: sql.Connection, nodes: Sequence[Node]) -> None:
+    if nodes:
+        connection.execute(node_table.insert().values([node._asdict() for node in nodes]))
+
+
+def last_node() -> sql.ScalarSelect[int | None]:
+    """The position of the last subtree of the lowest level that is stored."""
+    columns = node_table.c
+    return sql.select(sql.func.max(columns.position)).where(columns.level == _LEVELS[0]).scalar_subquery()
+
+
+def lacks_nodes(last: int | None, *, size: int) -> bool:
+    """Whether subtrees of a log of ``size`` leaves are not stored yet.
+
+    :param last: what :func:`last_node` found
+    """
+    return (-1 if last is None else last) + 1 < size >> _LEVELS[0]
+
+
+def store_older_nodes(connection: sql.Connection, *, size: int) -> None:
+    """Store the subtrees of a log of ``size`` leaves that was sealed before they were stored."""
     columns = node_table.c
     for level in _LEVELS:
         last = connection.scalar(sql.select(sql.func.max(columns.position)).where(columns.level == level))
         for position in range(0 if last is None else last + 1, size >> level):
             hashes = _children(connection, level, position)
             if len(hashes) == _FANOUT:
-                row = {"level": level, "position": position, "hash": root(hashes)}
-                connection.execute(node_table.insert().values(row))
+                store_nodes(connection, [Node(level, position, root(hashes))])
 
 
 def _children(connection: sql.Connection, level: int, position: int) -> list[bytes]:

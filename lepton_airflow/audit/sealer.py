@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sql
 
@@ -17,11 +18,11 @@ from lepton_airflow.audit.checkpoint import Checkpoint, Signer, Verifier
 from lepton_airflow.audit.database import checkpoint_table, leaf_table, reading
 from lepton_airflow.audit.export import Export
 from lepton_airflow.audit.merkle import HASH_BYTES, Frontier
-from lepton_airflow.audit.nodes import store_nodes
+from lepton_airflow.audit.nodes import grow, lacks_nodes, last_node, store_nodes, store_older_nodes
 from lepton_airflow.audit.quorum import Quorum
+from lepton_airflow.audit.unsealed import Horizon, unsealed_rows
 from lepton_airflow.errors import AuditTampered
 
-_CHUNK = 5000
 _SEALER_LOCK = 0x6C6570746F6E01  # as database._MIGRATION_LOCK, for sealers
 
 
@@ -31,6 +32,7 @@ class _Tree:
 
     checkpoint: Checkpoint | None
     frontier: Frontier
+    horizon: Horizon | None
 
 
 def seal(
@@ -56,37 +58,44 @@ def seal(
             _exported_size(place, connection=connection, verifier=signer.verifier, sealed=tree.frontier.size)
         for position, note in cosigned:
             _own_checkpoint(note, position, connection=connection, verifier=signer.verifier, sealed=tree.frontier.size)
-        _extend(connection, tree.frontier)
-        store_nodes(connection, size=tree.frontier.size)
+        horizon = Horizon.now(connection)
+        for rows in unsealed_rows(connection, since=tree.horizon, horizon=horizon):
+            _place(connection, rows, tree.frontier)
         checkpoint = Checkpoint(signer.name, tree.frontier.size, tree.frontier.root())
         if checkpoint != tree.checkpoint:
             row = {
                 "tree_size": checkpoint.tree_size,
                 "note": checkpoint.sign(signer),
                 "frontier": b"".join(tree.frontier.nodes),
+                "horizon": None if horizon is None else str(horizon),
             }
             connection.execute(checkpoint_table.insert().values(row))
-    with reading(engine) as connection:
-        for place in places:
-            _copy(connection, place, verifier=signer.verifier, size=checkpoint.tree_size)
+    if places:
+        with reading(engine) as connection:
+            for place in places:
+                _copy(connection, place, verifier=signer.verifier, size=checkpoint.tree_size)
     return checkpoint
 
 
 def _load(connection: sql.Connection, verifier: Verifier) -> _Tree:
-    row = connection.execute(
-        sql.select(checkpoint_table).order_by(checkpoint_table.c.tree_size.desc()).limit(1)
-    ).one_or_none()
+    last_leaf = sql.select(sql.func.max(leaf_table.c.tree_index).label("last_leaf"))
+    latest = sql.select(
+        checkpoint_table, last_leaf.scalar_subquery().label("last_leaf"), last_node().label("last_node")
+    )
+    row = connection.execute(latest.order_by(checkpoint_table.c.tree_size.desc()).limit(1)).one_or_none()
     checkpoint = None if row is None else Checkpoint.verify(row.note, verifier)
     size = 0 if checkpoint is None else checkpoint.tree_size
-    last = connection.scalar(sql.select(sql.func.max(leaf_table.c.tree_index)))
+    last = connection.scalar(last_leaf) if row is None else row.last_leaf
     if size != (0 if last is None else last + 1) or (row is not None and row.tree_size != size):
         raise _tampered("The sealed events are not as many as the latest checkpoint signs.", "audit database")
     if checkpoint is None or row is None:
-        return _Tree(None, Frontier())
+        return _Tree(None, Frontier(), None)
     frontier = _stored_frontier(row.frontier, checkpoint) or _recomputed_frontier(connection)
     if frontier.size != size or frontier.root() != checkpoint.root_hash:
         raise _tampered("The sealed events are not those that the latest checkpoint signs.", "audit database")
-    return _Tree(checkpoint, frontier)
+    if lacks_nodes(row.last_node, size=size):
+        store_older_nodes(connection, size=size)
+    return _Tree(checkpoint, frontier, Horizon.parse(row.horizon))
 
 
 def _stored_frontier(data: bytes, checkpoint: Checkpoint) -> Frontier | None:
@@ -140,43 +149,27 @@ def _own_checkpoint(note: str, place: str, *, connection: sql.Connection, verifi
     return exported.tree_size
 
 
-def _extend(connection: sql.Connection, frontier: Frontier) -> None:
-    """Give every unsealed leaf its position, in the order of the table, and add it to the tree."""
-    unsealed = (
-        sql.select(leaf_table.c.id, leaf_table.c.leaf_hash)
-        .where(leaf_table.c.tree_index.is_(None))
-        .order_by(leaf_table.c.id)
-        .limit(_CHUNK)
-    )
+def _place(connection: sql.Connection, rows: Sequence[sql.Row[Any]], frontier: Frontier) -> None:
+    """Give rows the next places in the tree, in their order."""
+    first = frontier.size
+    hashes = [row.leaf_hash for row in rows]
+    for row, hashed in zip(rows, hashes, strict=True):
+        if len(hashed) != HASH_BYTES:
+            raise _tampered("The recorded hash of an event is not a hash.", f"row {row.id} of {leaf_table.name}")
+    nodes = grow(frontier, hashes)
     if connection.dialect.name == "postgresql":
-        # See migration 0001: rows that a transaction still running may yet precede wait for the next seal.
-        unsealed = unsealed.where(sql.text("xid < pg_snapshot_xmin(pg_current_snapshot())"))
-    full = True
-    # After a chunk that is not full another look would find next to nothing, and cost as much: it passes the index entries of all
-    # rows that were sealed since the last vacuum.
-    while full and (rows := connection.execute(unsealed).all()):
-        full = len(rows) == _CHUNK
-        _place(connection, [row.id for row in rows], first=frontier.size)
-        for row in rows:
-            if len(row.leaf_hash) != HASH_BYTES:
-                raise _tampered("The recorded hash of an event is not a hash.", f"row {row.id} of {leaf_table.name}")
-            frontier.append(row.leaf_hash)
-
-
-def _place(connection: sql.Connection, rows: list[int], *, first: int) -> None:
-    """Give rows the positions from ``first`` on, in their order."""
-    if connection.dialect.name == "postgresql":
-        # One statement for all: the sealer must keep up with many writers.
+        # One statement for all, with one literal for all ids: the sealer must keep up with many writers.
         placed = sql.text(
             f"UPDATE {leaf_table.name} SET tree_index = :first + place.number - 1"  # noqa: S608 - a constant
             " FROM unnest(CAST(:rows AS bigint[])) WITH ORDINALITY AS place (row, number) WHERE id = place.row"
         )
-        connection.execute(placed, {"first": first, "rows": rows})
-        return
-    place = (
-        leaf_table.update().where(leaf_table.c.id == sql.bindparam("row")).values(tree_index=sql.bindparam("position"))
-    )
-    connection.execute(place, [{"row": row, "position": first + offset} for offset, row in enumerate(rows)])
+        literal = ",".join([str(row.id) for row in rows])
+        connection.execute(placed, {"first": first, "rows": f"{{{literal}}}"})
+    else:
+        place = leaf_table.update().where(leaf_table.c.id == sql.bindparam("row"))
+        place = place.values(tree_index=sql.bindparam("position"))
+        connection.execute(place, [{"row": row.id, "position": first + offset} for offset, row in enumerate(rows)])
+    store_nodes(connection, nodes)
 
 
 def _copy(connection: sql.Connection, place: Export, *, verifier: Verifier, size: int) -> None:

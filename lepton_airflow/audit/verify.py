@@ -25,6 +25,7 @@ from lepton_airflow.audit.producers import Producers
 from lepton_airflow.audit.quorum import Quorum
 from lepton_airflow.audit.rows import Blocks, is_framed, stored_leaves
 from lepton_airflow.audit.signed_roots import SignedRoots
+from lepton_airflow.audit.unsealed import stranded_rows
 from lepton_airflow.errors import AuditTampered
 
 __all__ = ["EXPLANATION", "Finding", "VerificationReport", "verify"]
@@ -34,6 +35,7 @@ Found and located, as long as one export survives that the attacker could not wr
   edited, deleted, inserted, moved or swapped events; a cut tail; a full rewrite, also one that is signed with a stolen key;
   a fork (two signed roots of one size, or a signed checkpoint that the log does not extend); missing or damaged checkpoints
   and exports; events that were lost or changed before they were sealed, when a later event of their producer is there;
+  events that are kept from being sealed by a changed transaction number (PostgreSQL);
   payloads that are gone although no signed statement says that they were archived, and archives that are not as they were.
 Warned of: times that go back by more than a second within one producer, by more than ten minutes in the log, or that lie
   more than ten minutes in the future.
@@ -91,6 +93,7 @@ def verify(
             if since is not None:
                 verification.skip_to(connection, since)
             verification.read_leaves(connection, progress)
+            verification.judge_unsealed(connection)
             verification.judge_tree(connection)
             verification.check_archives(connection, archives)
             verification.check_file(connection)
@@ -278,6 +281,11 @@ class _Verification:
             self.confirmed = self.frontier.size
         elif self.contradicted is None:
             self.contradicted = self.frontier.size
+
+    def judge_unsealed(self, connection: sql.Connection) -> None:
+        for row in stranded_rows(connection):
+            text = "No seal will take it: its transaction's number was changed, or it was added with another's."
+            self.found.add("stranded", f"unsealed row {row.id} (event {row.event_id})", text)
 
     def judge_tree(self, connection: sql.Connection) -> None:
         """Locate what the roots and the positions say is wrong with the sealed events."""

@@ -92,8 +92,7 @@ def _extend(frontier: Frontier, checkpoint: Checkpoint, source: Export) -> None:
                 place=str(source.place),
                 remedy="Nothing was signed. `lepton audit seal` writes them before the checkpoint; see that all was copied.",
             )
-        for start in range(0, len(hashes), HASH_BYTES):
-            frontier.append(hashes[start : start + HASH_BYTES])
+        frontier.extend([hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES)])
     if frontier.root() != checkpoint.root_hash:
         raise AuditTampered(
             "The checkpoint does not extend the one that this witness saw last: the log was forked or rewritten.",

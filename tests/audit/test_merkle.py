@@ -112,12 +112,17 @@ def data(size: int) -> list[bytes]:
     return [str(number).encode() for number in range(size)]
 
 
-@given(st.lists(st.binary(max_size=20), max_size=70))
-def test_the_root_and_the_frontier_are_the_rfcs_tree(values: list[bytes]) -> None:
+@given(st.lists(st.binary(max_size=20), max_size=70), st.integers(0, 70))
+def test_the_root_and_the_frontier_are_the_rfcs_tree(values: list[bytes], split: int) -> None:
     frontier = Frontier()
     for value in values:
         frontier.append(leaf_hash(value))
-    assert frontier.root() == root(map(leaf_hash, values)) == mth(values)
+    hashes = [leaf_hash(value) for value in values]
+    together = Frontier()
+    together.extend(hashes[:split])
+    together.extend(hashes[split:])
+    assert together.nodes == frontier.nodes
+    assert frontier.root() == root(hashes) == mth(values)
     restored = Frontier(frontier.size, frontier.nodes)
     restored.append(leaf_hash(b"next"))
     assert restored.root() == mth([*values, b"next"])

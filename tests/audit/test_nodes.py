@@ -10,8 +10,8 @@ import pytest
 import sqlalchemy as sql
 
 from lepton_airflow.audit.database import leaf_table, node_table
-from lepton_airflow.audit.merkle import root, verify_consistency, verify_inclusion
-from lepton_airflow.audit.nodes import StoredTree, root_with, store_nodes
+from lepton_airflow.audit.merkle import Frontier, root, verify_consistency, verify_inclusion
+from lepton_airflow.audit.nodes import Node, StoredTree, grow, lacks_nodes, root_with, store_older_nodes
 
 SIZE = 256 * 256 + 256 * 3 + 17
 
@@ -39,10 +39,24 @@ def connection(leaves: list[bytes], tmp_path_factory: pytest.TempPathFactory) ->
             for number, leaf in enumerate(leaves)
         ],
     )
-    store_nodes(connection, size=SIZE // 2)
-    store_nodes(connection, size=SIZE)
+    store_older_nodes(connection, size=SIZE // 2)
+    store_older_nodes(connection, size=SIZE)
     assert connection.scalar(sql.select(sql.func.count()).select_from(node_table)) == 1 + 259
     return connection
+
+
+@pytest.mark.parametrize("step", [1, 255, 256, 257, 1000, SIZE])
+def test_a_growing_tree_tells_the_subtrees_to_store(leaves: list[bytes], connection: sql.Connection, step: int) -> None:
+    frontier = Frontier()
+    grown = [node for start in range(0, SIZE, step) for node in grow(frontier, leaves[start : start + step])]
+    stored = connection.execute(sql.select(node_table)).all()
+    assert sorted(grown) == sorted(Node(row.level, row.position, row.hash) for row in stored)
+    assert (frontier.size, frontier.root()) == (SIZE, root(leaves))
+
+
+def test_a_log_that_was_sealed_without_storing_them_is_known_by_its_size() -> None:
+    assert [lacks_nodes(last, size=600) for last in (None, 0, 1)] == [True, True, False]
+    assert [lacks_nodes(None, size=size) for size in (0, 255, 256)] == [False, False, True]
 
 
 def includes(tree: StoredTree, leaves: list[bytes], index: int, *, top: bytes) -> bool:

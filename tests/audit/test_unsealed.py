@@ -1,0 +1,122 @@
+"""On PostgreSQL a seal takes every row of the transactions that ended, in their order, and none but those since the last seal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sql
+
+from lepton_airflow.audit import unsealed
+from lepton_airflow.audit.checkpoint import Signer
+from lepton_airflow.audit.database import checkpoint_table, leaf_table
+from lepton_airflow.audit.sealer import seal
+from lepton_airflow.audit.unsealed import Horizon
+from lepton_airflow.audit.verify import verify
+
+CHECKPOINT = checkpoint_table.c
+
+
+def execute(engine: sql.Engine, statement: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(sql.text(statement))
+
+
+def horizon(engine: sql.Engine) -> Horizon:
+    with engine.connect() as connection:
+        stored = Horizon.parse(connection.scalar(sql.select(CHECKPOINT.horizon).order_by(CHECKPOINT.tree_size.desc())))
+    assert stored is not None
+    return stored
+
+
+def order(engine: sql.Engine) -> list[int]:
+    """The ids of the sealed rows in the order of the tree."""
+    index = leaf_table.c.tree_index
+    with engine.connect() as connection:
+        return list(connection.scalars(sql.select(leaf_table.c.id).where(index.is_not(None)).order_by(index)))
+
+
+def found(engine: sql.Engine, signer: Signer) -> list[tuple[str, str]]:
+    return [(one.kind, one.position) for one in verify(engine, verifier=signer.verifier, exports=[]).findings]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unsealed, "_CHUNK", 4)
+
+
+def test_rows_are_taken_in_chunks_to_the_last(engine: sql.Engine, signer: Signer, write: Any) -> None:
+    for count in (7, 8, 1, 30):
+        write(engine, count - 1)
+        seal(engine, signer=signer, exports=[])
+    assert order(engine) == [*range(1, 47)]
+    assert found(engine, signer) == []
+
+
+def test_rows_are_taken_in_the_order_of_their_transactions(
+    postgresql_engine: sql.Engine, signer: Signer, write: Any
+) -> None:
+    write(postgresql_engine, 29)
+    # Two rows for each transaction, with numbers of one, two and three digits; the highest of them last.
+    execute(postgresql_engine, "UPDATE lepton_audit_leaf SET xid = CAST(CAST((31 - id) / 2 * 9 + 3 AS text) AS xid8)")
+    seal(postgresql_engine, signer=signer, exports=[])
+    assert order(postgresql_engine) == sorted(range(1, 31), key=lambda row: ((31 - row) // 2, row))
+
+
+def test_the_next_seal_begins_at_the_horizon_of_the_last(
+    postgresql_engine: sql.Engine, signer: Signer, write: Any
+) -> None:
+    write(postgresql_engine, 5)
+    seal(postgresql_engine, signer=signer, exports=[])
+    before = horizon(postgresql_engine)
+    write(postgresql_engine, 0)
+    write(postgresql_engine, 2)
+    execute(postgresql_engine, f"UPDATE lepton_audit_leaf SET xid = '{before.xid - 1}' WHERE id = 7")
+    # Nothing but a change by hand makes such a row. That it stays shows where the seal began; verification tells.
+    assert seal(postgresql_engine, signer=signer, exports=[]).tree_size == 9
+    assert order(postgresql_engine) == [*range(1, 7), 8, 9, 10]
+    assert before.precedes(horizon(postgresql_engine))
+    ((kind, position),) = found(postgresql_engine, signer)
+    assert (kind, position.split(" (")[0]) == ("stranded", "unsealed row 7")
+
+
+def test_a_row_of_a_transaction_that_is_yet_to_come_is_found(
+    postgresql_engine: sql.Engine, signer: Signer, write: Any
+) -> None:
+    write(postgresql_engine, 5)
+    seal(postgresql_engine, signer=signer, exports=[])
+    write(postgresql_engine, 0)
+    execute(postgresql_engine, "UPDATE lepton_audit_leaf SET xid = '1000000000' WHERE id = 7")
+    assert seal(postgresql_engine, signer=signer, exports=[]).tree_size == 6
+    ((kind, position),) = found(postgresql_engine, signer)
+    assert (kind, position.split(" (")[0]) == ("stranded", "unsealed row 7")
+
+
+@pytest.mark.parametrize("known", ["'7/900000000'", "'/900000000'", "'not a horizon'", "NULL"])
+def test_a_log_that_was_restored_in_another_cluster_is_sealed_to_the_last_row(
+    postgresql_engine: sql.Engine, signer: Signer, write: Any, known: str
+) -> None:
+    write(postgresql_engine, 5)
+    seal(postgresql_engine, signer=signer, exports=[])
+    write(postgresql_engine, 5)
+    # Transactions of the other cluster had higher numbers than there are here yet; rows that are written here have lower ones.
+    execute(postgresql_engine, f"UPDATE lepton_audit_checkpoint SET horizon = {known}")
+    execute(
+        postgresql_engine, "UPDATE lepton_audit_leaf SET xid = CAST(CAST(900000000 + id AS text) AS xid8) WHERE id > 6"
+    )
+    write(postgresql_engine, 2)
+    assert seal(postgresql_engine, signer=signer, exports=[]).tree_size == 15
+    assert order(postgresql_engine) == [*range(1, 16)]
+    write(postgresql_engine, 2)
+    assert seal(postgresql_engine, signer=signer, exports=[]).tree_size == 18
+    assert found(postgresql_engine, signer) == []
+
+
+def test_a_horizon_of_the_future_is_not_believed(postgresql_engine: sql.Engine, signer: Signer, write: Any) -> None:
+    write(postgresql_engine, 5)
+    seal(postgresql_engine, signer=signer, exports=[])
+    own = horizon(postgresql_engine).cluster
+    execute(postgresql_engine, f"UPDATE lepton_audit_checkpoint SET horizon = '{own}/900000000'")
+    write(postgresql_engine, 2)
+    assert seal(postgresql_engine, signer=signer, exports=[]).tree_size == 9
+    assert found(postgresql_engine, signer) == []
