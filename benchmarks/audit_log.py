@@ -7,7 +7,7 @@ so 1 means that the log costs nothing. Then a sealer runs beside single writers;
 probe event waits until a signed checkpoint covers it. SQLite has 8 writers. The peer of verification is one pass of ``hashlib``
 over the same payloads, in memory already, with the same Merkle tree: RFC 6962 leaves and nodes. The peer is one process;
 verification, which also reads the rows, follows the producers and lets SQLite check its file, uses a second one. Its log is that
-of jobs with 999 like events each. Events that all differ are parsed one by one: ``mixed_vs_hashing`` in the setup is their ratio.
+of jobs with 999 like events each. Events that all differ are checked singly: ``mixed_vs_hashing`` in the setup is their ratio.
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ the rows one by one. So that a second process can make blocks, and start soon, t
 from __future__ import annotations
 
 import gc
-import hashlib
 import sqlite3
 from contextlib import closing, suppress
 from typing import Any, NamedTuple
 
 from lepton_airflow.audit.channel import Channel
-from lepton_airflow.audit.merkle import subtrees
+from lepton_airflow.audit.forms import Forms
+from lepton_airflow.audit.merkle import leaf_hashes, subtrees
 from lepton_airflow.audit.series import Rows, Series, series_of
 
 #: Leaves in a block.
@@ -60,20 +60,21 @@ class Block(NamedTuple):
     series: list[Series]
 
 
-def block_of(task: Task, cursor: Any) -> Block | None:
+def block_of(task: Task, cursor: Any, forms: Forms) -> Block | None:
     """The block of what the query found; None if the rows have to be looked at one by one.
 
     :param cursor: of the DB-API, behind the query
+    :param forms: of the leaves that were seen before
     """
     event_ids: list[bytes] = []
     payloads: list[bytes] = []
     actual: list[bytes] = []
-    sha256, first = hashlib.sha256, task.first
+    first = task.first
     while rows := cursor.fetchmany(_HASHED_TOGETHER):
         indices, ids, texts, hashes = zip(*rows, strict=True)
         if {*map(type, ids), *map(type, texts)} != {bytes} or {*map(type, indices)} != {int}:
             return None
-        found = [sha256(b"\x00" + text).digest() for text in texts]
+        found = leaf_hashes(texts)
         if found != [*hashes] or indices != (*range(first, first + len(rows)),):
             return None
         event_ids += ids
@@ -82,7 +83,7 @@ def block_of(task: Task, cursor: Any) -> Block | None:
         first += len(rows)
     if first != task.stop:
         return None
-    series = list(series_of(Rows(event_ids, payloads, actual), first=task.first))
+    series = list(series_of(Rows(event_ids, payloads, actual), first=task.first, forms=forms))
     pieces, first = [], task.first
     for cut in task.cuts:
         pieces.append(subtrees(actual[first - task.first : cut - task.first], first=first))
@@ -102,11 +103,12 @@ def serve(uri: str, descriptor: int) -> None:
         for setting in (f"cache_size = -{_CACHE_KIBIBYTES}", f"mmap_size = {_MAPPED_BYTES}"):
             connection.execute(f"PRAGMA {setting}")
         connection.execute("BEGIN")
+        forms = Forms()
         pipe.send(_damage(connection))
         while True:
             task = pipe.recv()
             try:
-                block = block_of(task, connection.execute(SQLITE_QUERY, (task.first, task.stop)))
+                block = block_of(task, connection.execute(SQLITE_QUERY, (task.first, task.stop)), forms)
             except sqlite3.Error:
                 block = None
             pipe.send((task.first, block))

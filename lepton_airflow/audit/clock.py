@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from lepton_airflow.audit.findings import Finding, Leaf
+from lepton_airflow.audit.forms import Fields
 
 #: Within one producer, which has one clock.
 PRODUCER_TOLERANCE = timedelta(seconds=1)
@@ -20,15 +21,15 @@ class Clock:
     def __init__(self) -> None:
         self._now = datetime.now(UTC)
         self._before: datetime | None = None
-        self._producers: dict[str, tuple[int, datetime]] = {}
+        self._producers: dict[uuid.UUID, tuple[int, datetime]] = {}
 
-    def check(self, leaf: Leaf, event: Any) -> Iterator[Finding]:
+    def check(self, leaf: Leaf, event: Fields) -> Iterator[Finding]:
         """What is odd about the time of ``event``, the contents of ``leaf``; nothing if it has none of our form."""
+        producer, sequence = event.producer, event.sequence
         try:
-            time = datetime.fromisoformat(event["time"])
-            producer, sequence = event["producer"]["id"], event["producer"]["sequence"]
+            time = datetime.fromisoformat(event.time)
             late = time - self._now
-        except (TypeError, ValueError, KeyError):
+        except (TypeError, ValueError):
             return
         if late > LOG_TOLERANCE:
             yield Finding("clock", leaf.position, "Its time is in the future.")
@@ -40,12 +41,12 @@ class Clock:
             text = f"Its time is {self._before - time} before that of the event before it in the log."
             yield Finding("clock", leaf.position, text)
         self._before = time
-        if event["phase"] == "close":
+        if event.closes:
             self._producers.pop(producer, None)
         else:
             self._producers[producer] = (sequence, time)
 
-    def follow(self, producer: str, sequence: int, time: datetime) -> bool:
+    def follow(self, producer: uuid.UUID, sequence: int, time: datetime) -> bool:
         """Take in events behind the last one, of its producer and none before it; False, and nothing done, if one is odd.
 
         :param sequence: the last one's number, as ``time`` is its time: the latest

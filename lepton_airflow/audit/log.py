@@ -14,11 +14,9 @@ from sqlalchemy.exc import IntegrityError
 from lepton_airflow.audit.database import leaf_table, reading
 from lepton_airflow.audit.event import Actor, Event, LeafEncoder, event_id_of
 from lepton_airflow.audit.merkle import leaf_hash
+from lepton_airflow.audit.schema import PRODUCER
 from lepton_airflow.audit.writing import inserter
 from lepton_airflow.errors import AuditUnavailable
-
-#: The action of a producer's last event.
-PRODUCER = "producer"
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import islice
-from typing import Any
 
-from lepton_airflow.audit.canonical import parse_canonical
 from lepton_airflow.audit.clock import Clock
 from lepton_airflow.audit.event import event_id_of
 from lepton_airflow.audit.findings import Finding, Leaf
-from lepton_airflow.audit.log import PRODUCER
+from lepton_airflow.audit.forms import Forms
 from lepton_airflow.audit.schema import SCHEMA
 from lepton_airflow.audit.series import Series
 from lepton_airflow.errors import InvalidData
@@ -39,6 +36,7 @@ class Producers:
         self._finished: list[tuple[uuid.UUID, _Producer]] = []
         self._untrusted: set[str] = set()
         self._clock = Clock()
+        self._forms = Forms()
 
     @property
     def open_count(self) -> int:
@@ -48,15 +46,15 @@ class Producers:
     def check(self, leaf: Leaf) -> Iterator[Finding]:
         """Take in a leaf whose payload is the one that was hashed; yield what is wrong with it or its predecessor."""
         try:
-            event = parse_canonical(leaf.payload)
-            producer_id, sequence, previous, counted = _producer_fields(event)
+            event = self._forms.fields(leaf.payload)
         except (InvalidData, KeyError, TypeError, ValueError, AttributeError):
             yield Finding("malformed", leaf.position, f"The payload is not canonical JSON of the schema {SCHEMA}.")
             return
         yield from self._clock.check(leaf, event)
-        if event["event_id"] != event_id_of(producer_id, sequence):
+        producer_id, sequence = event.producer, event.sequence
+        if event.event_id != event_id_of(producer_id, sequence):
             yield Finding("malformed", leaf.position, "The event's id does not follow from its producer and number.")
-        if event["event_id"] != leaf.event_id:
+        if event.event_id != leaf.event_id:
             yield Finding("edited", leaf.position, "The event id beside the payload is not the payload's.")
         producer = self._open.setdefault(producer_id, _Producer())
         if sequence < producer.next_sequence:
@@ -65,13 +63,13 @@ class Producers:
             return
         if sequence > producer.next_sequence:
             producer.missing.append((producer.next_sequence, sequence))
-        elif previous not in _hashes(producer.last):
+        elif event.previous not in _hashes(producer.last):
             before = producer.last.position if producer.last else leaf.position
             yield Finding("edited", before, "The producer's next event names another hash for it.")
         producer.next_sequence = sequence + 1
         producer.last = leaf
-        if counted is not None:
-            if counted != sequence:
+        if event.counted is not None:
+            if event.counted != sequence:
                 yield Finding("malformed", leaf.position, "The closing event does not count the events before it.")
             del self._open[producer_id]
             self._finished += [(producer_id, producer)] if producer.missing else []
@@ -85,7 +83,7 @@ class Producers:
         producer = None if last is None else self._open.get(last.producer)
         if last is None or producer is None or producer.last is None or producer.last.tree_index != series.first:
             return False
-        if not self._clock.follow(str(last.producer), last.sequence, last.time):
+        if not self._clock.follow(last.producer, last.sequence, last.time):
             return False
         producer.next_sequence = last.sequence + 1
         index = series.first + series.length - 1
@@ -127,22 +125,6 @@ class Producers:
                 if more:
                     where = f"numbers {more[0]} to {more[-1]} of producer {producer_id}"
                     yield Finding("missing", where, "They were written; the log does not have them.")
-
-
-@lru_cache(maxsize=1024)
-def _uuid(text: str) -> uuid.UUID:
-    return uuid.UUID(text)
-
-
-def _producer_fields(event: Any) -> tuple[uuid.UUID, int, str | None, int | None]:
-    """The producer's id, the event's number, its predecessor's hash, and the count of a closing event."""
-    producer = event["producer"]
-    sequence, previous = producer["sequence"], producer["previous"]
-    closing = event["phase"] == "close" and event["action"] == PRODUCER
-    count = event["counts"]["events"] if closing else None
-    if event["schema"] != SCHEMA or type(sequence) is not int or sequence < 0:
-        raise ValueError("not an event of this schema")
-    return _uuid(producer["id"]), sequence, previous, count
 
 
 def _hashes(leaf: Leaf | None) -> tuple[str | None, ...]:

@@ -20,6 +20,7 @@ from lepton_airflow.audit.blocks import BLOCK, POSTGRESQL_QUERY, SQLITE_QUERY, B
 from lepton_airflow.audit.channel import Channel
 from lepton_airflow.audit.database import leaf_table, typed_error
 from lepton_airflow.audit.findings import Leaf
+from lepton_airflow.audit.forms import Forms
 from lepton_airflow.audit.merkle import leaf_hash
 from lepton_airflow.errors import AuditUnavailable
 
@@ -102,6 +103,7 @@ class Blocks:
 
     def __init__(self, connection: sql.Connection, *, start: int, stop: int, cuts: Collection[int]) -> None:
         self._connection = connection
+        self._forms = Forms()
         self._tasks = list(_tasks(start, stop, sorted(cuts)))
         worth = connection.dialect.name == "sqlite" and stop - start >= _WORTH_HELP and _processors() > 1
         self._helped = worth and bool(sys.executable)
@@ -150,7 +152,7 @@ class Blocks:
                 turn += 1
             elif near:
                 number, task = waiting.popleft()
-                made[number] = _read(self._connection, task)
+                made[number] = _read(self._connection, task, self._forms)
 
 
 def _tasks(start: int, stop: int, cuts: list[int]) -> Iterator[Task]:
@@ -160,14 +162,14 @@ def _tasks(start: int, stop: int, cuts: list[int]) -> Iterator[Task]:
         start = end
 
 
-def _read(connection: sql.Connection, task: Task) -> Block | None:
+def _read(connection: sql.Connection, task: Task, forms: Forms) -> Block | None:
     driver: Any = connection.connection.driver_connection
     bounds = (task.first, task.stop)
     try:
         if connection.dialect.name == "sqlite":
-            return block_of(task, driver.execute(SQLITE_QUERY, bounds))
+            return block_of(task, driver.execute(SQLITE_QUERY, bounds), forms)
         with driver.cursor(binary=True) as cursor:
-            return block_of(task, cursor.execute(POSTGRESQL_QUERY, bounds))
+            return block_of(task, cursor.execute(POSTGRESQL_QUERY, bounds), forms)
     except connection.dialect.loaded_dbapi.Error as error:
         typed = typed_error(error, connection.engine.url.render_as_string(hide_password=True))
         if isinstance(typed, AuditUnavailable):

@@ -1,8 +1,8 @@
-"""Series: leaves that follow upon each other and differ only in what must differ, checked together instead of one by one.
+"""Series: leaves of one producer, one behind the other, each what must follow upon the one before it, and none of them parsed.
 
-A job that writes many events writes most of them in one form: only the event's id, its number, the hash of its predecessor and
-its time change. That such a leaf is canonical JSON of the schema need not be found out by parsing it, when it is byte for byte
-the leaf before it but for those four, each at its place and in its form.
+Each is in a known form (see :mod:`lepton_airflow.audit.forms`), so only what follows from the leaf before it is left to check:
+its number, its predecessor's hash, its id and its time. A job that writes many events writes most of them alike but for these
+four; such leaves are compared many at a time, byte for byte with what must be there.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain, repeat
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from lepton_airflow.audit.canonical import canonical_json, parse_canonical
+from lepton_airflow.audit.forms import Forms
 from lepton_airflow.audit.merkle import HASH_BYTES
-from lepton_airflow.audit.schema import SCHEMA
-from lepton_airflow.errors import InvalidData
 
 #: Rows compared at a time: the bytes of more would need fresh pages of the system, which cost more than comparing.
 _TOGETHER = 100
@@ -33,10 +31,6 @@ _DASHES = (
     (13, 34),
     (8, 33),
 )  # the place of each and the length of an id, once those behind it are gone
-#: Stands for what changes from leaf to leaf while a form is cut; a leaf that has it elsewhere has no form.
-_MARK = "what changes"
-_HEX_HASH = re.compile("[0-9a-f]{64}")
-_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 _TO_THE_SECOND = len("0000-00-00T00:00:00")
 _DATE, _MINUTE, _SECOND = len("0000-00-00"), len("0000-00-00T00:"), len("0000-00-00T00:00:")
 _ZERO_TIME = b"0000-00-00T00:00:00.000000Z"
@@ -87,15 +81,15 @@ class Series(NamedTuple):
     last: Last | None
 
 
-def series_of(rows: Rows, *, first: int) -> Iterator[Series]:
+def series_of(rows: Rows, *, first: int, forms: Forms) -> Iterator[Series]:
     """Cut rows into series.
 
     :param first: the position of the first row
+    :param forms: those of the rows that were seen before
     """
     start = 0
     while start < len(rows.payloads):
-        form = _Form.of(rows, start)
-        stop, last = (start + 1, None) if form is None else form.follow(rows, start)
+        stop, last = _follow(rows, start, forms)
         yield Series(
             first=first + start,
             length=stop - start,
@@ -107,12 +101,63 @@ def series_of(rows: Rows, *, first: int) -> Iterator[Series]:
         start = stop
 
 
-class _Form(NamedTuple):
-    """A leaf between whose constant parts stand its event id, its predecessor's hash, its number and its time, in this order.
+def _follow(rows: Rows, start: int, forms: Forms) -> tuple[int, Last | None]:
+    """Where the series that begins at ``start`` ends, and its last row."""
+    match = _open_event(rows.payloads[start], forms)
+    if match is None:
+        return start + 1, None
+    frame, stop, ended = _Frame.of(match), start + 1, False
+    while not ended and stop < len(rows.payloads):
+        frames = _one_by_one(frame, rows, stop, forms)
+        count = len(frames) - 1
+        right = _right_ids(rows.event_ids[stop : stop + count], frame.producer, frame.sequence + 1)
+        repeats = count > 0 and frames[-1].parts == frames[-2].parts
+        ended = right < count or not (repeats or count == _TOGETHER)
+        frame, stop = frames[right], stop + right
+        if repeats and not ended:
+            stop, frame = frame.repeated(rows, stop)
+    if stop == start + 1:
+        return stop, None
+    moment = datetime.fromisoformat(frame.time.decode())
+    return stop, Last(rows.event_ids[stop - 1], rows.hashes[stop - 1], frame.producer, frame.sequence, moment)
 
-    :param parts: the five constant parts
-    :param sequence: its number, as ``time`` is its time
-    """
+
+def _one_by_one(frame: _Frame, rows: Rows, start: int, forms: Forms) -> list[_Frame]:
+    """A leaf and the rows from ``start`` on that follow it, up to one that is like the one before it; ids are not checked."""
+    frames = [frame]
+    for number in range(start, min(start + _TOGETHER, len(rows.payloads))):
+        match = _open_event(rows.payloads[number], forms)
+        if match is None or not frames[-1].precedes(match, rows, number):
+            break
+        frames.append(_Frame.of(match))
+        if frames[-1].parts == frames[-2].parts:
+            break
+    return frames
+
+
+def _right_ids(event_ids: list[bytes], producer: uuid.UUID, sequence: int) -> int:
+    """How many of these are the ids of the producer's events from this number on, before the first that is not."""
+
+    def wrong(count: int) -> bool:
+        return not _are_ids(
+            event_ids[:count], producer, [b"%d" % number for number in range(sequence, sequence + count)]
+        )
+
+    count = len(event_ids)
+    return count if not wrong(count) else bisect(range(count), False, key=wrong) - 1
+
+
+def _open_event(payload: bytes, forms: Forms) -> re.Match[bytes] | None:
+    """The form of a leaf that its producer may go on after; None if there is none, or if its time is no moment."""
+    match = forms.match(payload)
+    if match is None:
+        forms.learn(payload)
+        return None
+    return match if not match[1] and _is_moment(match[6][:_TO_THE_SECOND]) else None
+
+
+class _Frame(NamedTuple):
+    """A leaf between whose constant parts stand its event id, its predecessor's hash, its number and its time, in this order."""
 
     parts: tuple[bytes, bytes, bytes, bytes, bytes]
     producer: uuid.UUID
@@ -120,24 +165,29 @@ class _Form(NamedTuple):
     time: bytes
 
     @classmethod
-    def of(cls, rows: Rows, start: int) -> _Form | None:
-        """The form of the row at ``start``; None if it has another, or if the row behind it is not like it."""
-        if start + 1 == len(rows.payloads):
-            return None
-        payload, behind = rows.payloads[start], rows.payloads[start + 1]
-        same = payload.find(b'"event_id":"')
-        place = payload.find(b'"producer":{"id":"')
-        stop = place + len(b'"producer":{"id":"') + _UUID
-        if min(same, place) < 0 or payload[:same] != behind[:same] or payload[place:stop] != behind[place:stop]:
-            return None
-        try:
-            return _form(parse_canonical(payload), payload)
-        except (InvalidData, KeyError, TypeError, ValueError, AttributeError):
-            return None
+    def of(cls, match: re.Match[bytes]) -> _Frame:
+        payload = match.string
+        (event_id, one), (previous, two), (sequence, three), (time, four) = map(match.span, (2, 4, 5, 6))
+        middle, then = payload[one:previous], payload[two:sequence]
+        if previous == two:  # the parts are those of the leaves that follow, which do have a predecessor
+            middle, then = middle.removesuffix(b"null") + b'"', b'"' + then
+        parts = (payload[:event_id], middle, then, payload[three:time], payload[four:])
+        return cls(parts, _uuid(match[3]), int(match[5]), match[6])
 
-    def follow(self, rows: Rows, start: int) -> tuple[int, Last | None]:
-        """Where the series that begins at ``start`` ends, and its last row."""
-        stop, sequence, time = start + 1, self.sequence + 1, self.time
+    def precedes(self, match: re.Match[bytes], rows: Rows, number: int) -> bool:
+        """Whether the row of this number, in a known form, is what must follow upon this leaf, its neighbour, but for its id."""
+        _, event_id, producer, previous, sequence, time = match.groups()
+        return (
+            int(sequence) == self.sequence + 1
+            and _uuid(producer) == self.producer
+            and previous == rows.hashes[number - 1].hex().encode()
+            and time >= self.time
+            and event_id == rows.event_ids[number]
+        )
+
+    def repeated(self, rows: Rows, start: int) -> tuple[int, _Frame]:
+        """Where the rows from ``start`` on end that are this leaf but for what changes; and the last of them, or this leaf."""
+        stop, sequence, time = start, self.sequence + 1, self.time
         constant = sum(map(len, self.parts)) + _UUID + 2 * HASH_BYTES + len(_ZERO_TIME)
         together = 1  # then more, as long as they are right
         while stop < len(rows.payloads):
@@ -150,10 +200,7 @@ class _Form(NamedTuple):
                 break
             stop, sequence, time = stop + count, sequence + count, found or time
             together = min(4 * together, _TOGETHER)
-        if stop == start + 1:
-            return stop, None
-        moment = datetime.fromisoformat(time.decode())
-        return stop, Last(rows.event_ids[stop - 1], rows.hashes[stop - 1], self.producer, sequence - 1, moment)
+        return stop, self._replace(sequence=sequence - 1, time=time)
 
     def _reach(self, rows: Rows, start: int, stop: int, size: int) -> int:
         """How far the rows seem to be of this length and this producer; to look at each of them is left to who uses it."""
@@ -198,44 +245,9 @@ class _Form(NamedTuple):
         return times[-1] if right else None
 
 
-def _form(event: Any, payload: bytes) -> _Form | None:
-    """The form of a leaf whose payload is the canonical JSON of ``event``."""
-    producer, time = event["producer"], event["time"]
-    previous = producer["previous"]
-    usual = (
-        event["schema"] == SCHEMA
-        and event["phase"] != "close"
-        and set(producer) == {"id", "previous", "sequence"}
-        and producer["id"] == str(uuid.UUID(producer["id"]))
-        and type(producer["sequence"]) is int
-        and producer["sequence"] >= 0
-        and (previous is None or _HEX_HASH.fullmatch(previous))
-        and len(event["event_id"]) == _UUID
-        and _TIME.fullmatch(time)
-        and _is_moment(time[:_TO_THE_SECOND].encode())
-    )
-    if not usual:
-        return None
-    marked = {**event, "event_id": _MARK, "time": _MARK}
-    marked["producer"] = {**producer, "previous": _MARK, "sequence": _MARK}
-    # Canonical JSON has its fields in the order of their names.
-    pieces = canonical_json(marked).split(canonical_json(_MARK))
-    if len(pieces) != len(("event_id", "previous", "sequence", "time")) + 1:
-        return None
-    first, middle, then, tail, end = parts = (
-        pieces[0] + b'"',
-        b'"' + pieces[1] + b'"',
-        b'"' + pieces[2],
-        pieces[3] + b'"',
-        b'"' + pieces[4],
-    )
-    if previous is None:
-        middle, then, previous = middle[:-1], then[1:], "null"
-    changing = (event["event_id"], previous, str(producer["sequence"]), time)
-    one, two, three, four = (text.encode() for text in changing)
-    if first + one + middle + two + then + three + tail + four + end != payload:
-        return None
-    return _Form(parts, uuid.UUID(producer["id"]), producer["sequence"], four)
+@lru_cache(maxsize=64)
+def _uuid(text: bytes) -> uuid.UUID:
+    return uuid.UUID(text.decode())
 
 
 def _are_ids(event_ids: list[bytes], producer: uuid.UUID, numbers: list[bytes]) -> bool:

@@ -25,6 +25,7 @@ from lepton_airflow.audit.checkpoint import Signer
 from lepton_airflow.audit.database import leaf_table
 from lepton_airflow.audit.event import Actor, Event, LeafEncoder, event_id_of
 from lepton_airflow.audit.findings import Finding, Leaf
+from lepton_airflow.audit.forms import Forms
 from lepton_airflow.audit.merkle import Frontier, leaf_hash, root, subtrees
 from lepton_airflow.audit.producers import Producers
 from lepton_airflow.audit.sealer import seal
@@ -305,26 +306,68 @@ def test_like_events_are_not_checked_one_by_one(
     assert len(checked) < len(leaves) / 3
 
 
-def test_a_series_ends_where_an_event_differs() -> None:
+BROKEN: dict[str, Callable[[Payload], Any]] = {
+    "event id": lambda leaf: leaf.__setitem__("event_id", str(uuid.uuid5(uuid.UUID(int=5, version=4), "76"))),
+    "number": _set_producer("sequence", lambda number: number + 1),
+    "previous": _set_producer("previous", lambda _: "0" * 64),
+    "producer": _set_producer("id", lambda _: str(uuid.UUID(int=9, version=4))),
+    "time": _set("time", "2026-01-31T23:59:57.000000Z"),
+    "moment": _set("time", "2026-02-31T23:59:57.000000Z"),
+    "closing": lambda leaf: leaf.update(action="producer", phase="close", counts={"events": 77}),
+    "unusual": _set("dataset", "été"),
+}
+
+
+@pytest.mark.parametrize("alike", [True, False], ids=["alike", "unlike"])
+@pytest.mark.parametrize("broken", [None, *BROKEN])
+def test_a_series_ends_where_an_event_is_not_what_must_follow(broken: str | None, alike: bool) -> None:
+    producer = uuid.UUID(int=5, version=4)
+    payloads: list[bytes] = []
+    for number in range(330):
+        leaf = LeafEncoder(actor=ACTOR, run_key="run", producer=producer).encode(
+            Event(action="encrypt", phase="note", dataset="visits" if alike else f"visits{number % 7}"),
+            event_id=event_id_of(producer, number),
+            sequence=number,
+            previous=leaf_hash(payloads[-1]) if payloads else None,
+            time=f"{START + timedelta(seconds=number):%Y-%m-%dT%H:%M:%S.%f}Z",
+        )
+        if number == 277 and broken is not None:
+            event = json.loads(leaf)
+            BROKEN[broken](event)
+            leaf = canonical_json(event)
+        payloads.append(leaf)
+    ids = [json.loads(payload)["event_id"].encode() for payload in payloads]
+    rows = Rows(ids, payloads, [leaf_hash(payload) for payload in payloads])
+    forms = Forms()
+    for payload in payloads[:2] * 2:
+        forms.learn(payload)
+    found = [(series.first, series.length) for series in series_of(rows, first=1000, forms=forms)]
+    if broken is None:
+        assert found == [(1000, 330)]
+    elif broken in {"event id", "previous", "time"}:
+        assert found == [(1000, 277), (1277, 53)]
+    else:
+        assert found == [(1000, 277), (1277, 1), (1278, 52)]
+
+
+@pytest.mark.parametrize("place", ["beside", "inside"])
+def test_a_series_also_ends_where_the_id_beside_an_event_is_not_the_one_inside(place: str) -> None:
     producer = uuid.UUID(int=5, version=4)
     encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=producer)
     payloads: list[bytes] = []
-    ids: list[bytes] = []
-    hashes: list[bytes] = []
-    for number in range(130):
-        dataset = "other" if number == 77 else "visits"
-        payload = encoder.encode(
-            Event(action="encrypt", phase="note", dataset=dataset),
-            event_id=event_id_of(producer, number),
-            sequence=number,
-            previous=hashes[-1] if hashes else None,
-            time=f"{START + timedelta(seconds=number):%Y-%m-%dT%H:%M:%S.%f}Z",
-        )
-        payloads.append(payload)
-        ids.append(event_id_of(producer, number).encode())
-        hashes.append(leaf_hash(payload))
-    found = [(series.first, series.length) for series in series_of(Rows(ids, payloads, hashes), first=1000)]
-    assert found == [(1000, 77), (1077, 1), (1078, 52)]
+    for number in range(30):
+        previous = leaf_hash(payloads[-1]) if payloads else None
+        event = Event(action="encrypt", phase="note", dataset=f"visits{number % 7}")
+        right = place == "beside" or number != 20
+        event_id, time = event_id_of(producer, number if right else 7), "2026-01-31T23:59:57.000000Z"
+        payloads.append(encoder.encode(event, event_id=event_id, sequence=number, previous=previous, time=time))
+    ids = [event_id_of(producer, number).encode() for number in range(30)]
+    ids[20] = ids[20].upper() if place == "beside" else ids[20]
+    forms = Forms()
+    for payload in payloads[:2] * 2:
+        forms.learn(payload)
+    rows = Rows(ids, payloads, [leaf_hash(payload) for payload in payloads])
+    assert [series.length for series in series_of(rows, first=0, forms=forms)] == [20, 10]
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 7, 64, 100])

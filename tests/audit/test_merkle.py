@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lepton_airflow.audit.merkle import (
     Frontier,
     leaf_hash,
+    leaf_hashes,
     node_hash,
     root,
     verify_consistency,
@@ -117,7 +118,8 @@ def test_the_root_and_the_frontier_are_the_rfcs_tree(values: list[bytes], split:
     frontier = Frontier()
     for value in values:
         frontier.append(leaf_hash(value))
-    hashes = [leaf_hash(value) for value in values]
+    hashes = leaf_hashes(values)
+    assert hashes == [leaf_hash(value) for value in values]
     together = Frontier()
     together.extend(hashes[:split])
     together.extend(hashes[split:])
