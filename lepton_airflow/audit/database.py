@@ -35,6 +35,7 @@ VERSION_TABLE = "lepton_schema_version"
 
 _TIMEOUT_SECONDS = 10
 _READING = "lepton_reading"
+_FILE = "lepton_file"
 _RETRYABLE_STATES = ("40001", "40P01")  # PostgreSQL: serialization_failure, deadlock_detected
 _NOT_PERMITTED = "42501"  # PostgreSQL: insufficient_privilege
 _INTERNAL = "XX000"  # PostgreSQL: internal_error, also of a file that cannot grow
@@ -158,22 +159,8 @@ def require_reachable(engine: sql.Engine) -> None:
 
     :raises AuditUnavailable: it cannot be reached
     """
-    require_file(engine)
     with engine.connect() as connection:
         connection.execute(sql.select(run_table.c.run_key).limit(1))
-
-
-def require_file(engine: sql.Engine) -> None:
-    """Check that SQLite's file is still there: what is written through an open connection would be lost with a removed one.
-
-    :raises AuditUnavailable: it is not
-    """
-    if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").exists():
-        raise AuditUnavailable(
-            "The audit database's file is gone.",
-            place=str(engine.url.database),
-            remedy="Nothing is done without the audit. Put it back where it was.",
-        )
 
 
 def migrate(engine: sql.Engine) -> None:
@@ -263,17 +250,39 @@ def _postgresql_engine(url: URL, *, roles: tuple[str, str]) -> sql.Engine:
         ) from None
 
 
-def _configure_sqlite(connection: sqlite3.Connection, _record: ConnectionPoolEntry) -> None:
+def _configure_sqlite(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # SQLAlchemy's "begin" event starts transactions, not the driver
     try:
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
+        (file,) = (row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main")
+        record.info[_FILE] = _file_of(file)
     except UnicodeDecodeError:
         # The driver chokes on the message about a damaged schema when it quotes it.
         raise sqlite3.DatabaseError(_NOT_TEXT) from None
 
 
+def _file_of(path: str) -> tuple[int, int] | None:
+    """Which file is at a path; None if there is none."""
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _begin_sqlite(connection: sql.Connection) -> None:
+    # What is written through an open connection to a file that was removed or replaced would be lost.
+    path = str(connection.engine.url.database)
+    there = _file_of(path)
+    if there != connection.info[_FILE]:
+        if there is not None:
+            connection.invalidate()  # the next one is to the file that is there now; where there is none, it would make one
+        raise AuditUnavailable(
+            "The audit database's file is gone, or another one is in its place.",
+            place=path,
+            remedy="Nothing is done without the audit. Put it back where it was, and try again.",
+        )
     # IMMEDIATE takes the write lock at once: a transaction that reads first and writes later could not wait for it.
     reading_only = connection.get_execution_options().get(_READING)
     connection.exec_driver_sql("BEGIN" if reading_only else "BEGIN IMMEDIATE")

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import sqlalchemy as sql
 from sqlalchemy.exc import IntegrityError
 
-from lepton_airflow.audit.database import leaf_table, require_file, typed_error
+from lepton_airflow.audit.database import leaf_table, typed_error
 from lepton_airflow.errors import AuditUnavailable
 
 #: Event id, payload, leaf hash.
@@ -115,10 +115,8 @@ class _Sqlite:
 
     def insert(self, rows: Sequence[Row]) -> None:
         values = [{"event_id": row[0], "payload": row[1], "leaf_hash": row[2]} for row in rows]
-        with in_line(self._engine):
-            require_file(self._engine)
-            with self._engine.begin() as connection:
-                connection.execute(leaf_table.insert(), values)
+        with in_line(self._engine), self._engine.begin() as connection:
+            connection.execute(leaf_table.insert(), values)
 
     def close(self) -> None:
         """Nothing is kept."""

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from lepton_airflow.cli.audited import audited
+from lepton_airflow.cli.audited import _user, audited
 from lepton_airflow.cli.console import HomeOption, console
 from lepton_airflow.errors import ConfigurationError, RegistryError
 from lepton_airflow.settings import SETTINGS_FILE, Settings, load_settings
@@ -113,12 +113,13 @@ def promote(
     For a model that was champion before, put back from a copy, or for a challenger. Its files are verified first; what a gate
     has refused is not promoted. The policy must grant `promote` for what the model learned from, and for its purpose.
     """
-    from lepton_airflow.jobs.runner import audit_log_of, guard_of
+    from lepton_airflow.jobs.runner import Caller, audit_log_of, guard_of
     from lepton_airflow.models.registry import ModelRegistry
     from lepton_airflow.models.shipping import require_registered
 
     settings = load_settings(home)
-    with audit_log_of(settings, f"model/{uuid.uuid4()}", None) as (engine, principal, log):
+    caller = Caller(on_behalf_of=_user())
+    with audit_log_of(settings, f"model/{uuid.uuid4()}", caller) as (engine, principal, log):
         registry = ModelRegistry(engine)
         entry, card = require_registered(registry, _folder(settings, folder)[0])
         guard = guard_of(settings, log, principal=principal, spec_digest=card["spec_digest"])

@@ -70,10 +70,15 @@ def approve(
 @app.command()
 def publish(run_key: RunKey, home: HomeOption = None) -> None:
     """Publish a release that is approved: write its file from the stored numbers. It costs nothing."""
-    from lepton_airflow.jobs.publish_release import publish_release
+    from lepton_airflow.jobs.publish_release import publish_release, released_spec
     from lepton_airflow.jobs.runner import Caller
+    from lepton_airflow.lineage.emission import announced
 
-    summary = publish_release(run_key, settings=load_settings(home), caller=Caller(on_behalf_of=_user()))
+    settings = load_settings(home)
+    spec = released_spec(run_key, settings=settings)
+    with announced("publish_release", spec, run_key=run_key) as announcement:
+        summary = publish_release(run_key, settings=settings, caller=Caller(on_behalf_of=_user()))
+        announcement.result = summary
     typer.echo(f"published: {summary['release']} ({summary['digest']})")
 
 

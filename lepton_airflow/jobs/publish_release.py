@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lepton_airflow.audit.canonical import digest
+from lepton_airflow.audit.database import connect
 from lepton_airflow.audit.event import Event
 from lepton_airflow.errors import AccessDenied, AuditTampered, BudgetError, LeptonError
 from lepton_airflow.jobs.release_aggregates import ReleaseAggregatesSpec, record
@@ -74,6 +75,18 @@ def drawn_release(engine: Engine, run_key: str) -> DrawnRelease:
     return DrawnRelease(
         release=release, spec=spec, plan=spec.plan_for(keys), groups=tuple(len(group_keys) for group_keys in keys)
     )
+
+
+def released_spec(run_key: str, *, settings: Settings) -> dict[str, Any]:
+    """The fields of the spec of a drawn release, for its lineage; none where there is no such release: publishing it says so."""
+    try:
+        engine = connect(settings)
+        try:
+            return drawn_release(engine, run_key).spec.model_dump(mode="json")
+        finally:
+            engine.dispose()
+    except LeptonError:
+        return {}
 
 
 def show_release(run_key: str, *, settings: Settings, caller: Caller | None = None) -> dict[str, Any]:

@@ -218,6 +218,7 @@ def _retrain(spec: RetrainModelSpec, job: Job, folder: ModelFolder, budget: Trai
             folder=folder,
             means=means,
             key=key,
+            before_publishing=job.require_audit,
             **({"drawn": budget.draw} if budget is not None else {}),
         )
 

@@ -169,11 +169,18 @@ class Job:
 
         def written(folder: str) -> Written:
             made = write(folder)
-            require_reachable(self.engine)
+            self.require_audit()
             return made
 
         commit = self._publication(target.path).publish(written, mode=target.mode)
         return Written(commit.rows, commit.details)
+
+    def require_audit(self) -> None:
+        """Ask for the audit database, right before a target is replaced.
+
+        :raises AuditUnavailable: the outcome could not be recorded
+        """
+        require_reachable(self.engine)
 
     def qualified(self, path: str) -> str:
         """A path as Hadoop writes it, with its file system."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,6 +18,7 @@ OPERATIONS: Mapping[str, str] = {
     "decrypt_columns": "decrypt",
     "encrypt_columns": "encrypt",
     "gate_model": "evaluate",
+    "publish_release": "release",
     "release_aggregates": "release",
     "retrain_model": "train",
     "rotate_keys": "rotate",
@@ -188,7 +190,12 @@ def _rotate(run: _Run) -> JobLineage:
 
 
 def _release(run: _Run) -> JobLineage:
-    return release(run.spec, run.seen("source"))
+    # A release that waits for approval has written nothing yet.
+    return release(run.spec, run.seen("source"), published=run.result.get("published", True))
+
+
+def _receipt(run: _Run) -> JobLineage:
+    return JobLineage(outputs=(Dataset(place=place_of_path(str(run.spec["receipt"]))),))
 
 
 def _train(run: _Run) -> JobLineage:
@@ -197,16 +204,17 @@ def _train(run: _Run) -> JobLineage:
     inputs = spec.get("features") or [spec["image"]["column"]]
     used = {**dict.fromkeys(inputs, "a feature of the model"), spec["label_column"]: "the model's label"}
     unit = spec["privacy_unit"]
+    private = (spec.get("training") or {}).get("differential_privacy")
     flows = [
-        # A model can remember what it was trained on: nothing here hides a value from who asks it cleverly.
+        # Without differential privacy a model can remember what it was trained on, and tell who asks it cleverly.
         Flow(
             output=None,
             source=source,
             column=column,
             type="INDIRECT",
             subtype="TRAINING",
-            masking=False,
-            description=f"{role}; trained without differential privacy",
+            masking=private is not None,
+            description=f"{role}; trained {'with' if private else 'without'} differential privacy",
         )
         for column, role in used.items()
     ]
@@ -223,7 +231,10 @@ def _train(run: _Run) -> JobLineage:
     )
     columns = [*used, unit]
     model = Dataset(place=place_of_path(str(spec["target"])), flows=tuple(flows))
-    training = {"privacyUnit": unit, "differentialPrivacy": False}
+    training: dict[str, Any] = {"privacyUnit": unit, "differentialPrivacy": private is not None}
+    if private is not None:
+        training |= {name: float(Decimal(str(private[name]))) for name in ("epsilon", "delta")}
+        training["budget"] = spec.get("budget") or spec["source"]["name"]
     return JobLineage(
         inputs=(_read(run, "source", columns),),
         outputs=(model,),
@@ -242,6 +253,8 @@ _LINEAGES: Mapping[str, Callable[[_Run], JobLineage]] = {
     "decrypt_columns": _decrypt,
     "encrypt_columns": _encrypt,
     "gate_model": _evaluate,
+    "issue_receipt": _receipt,
+    "publish_release": _release,
     "release_aggregates": _release,
     "retrain_model": _train,
     "rotate_keys": _rotate,

@@ -13,11 +13,12 @@ from lepton_airflow.lineage.observation import SeenTable
 _PROTECTION = "differential privacy"
 
 
-def release(spec: Mapping[str, Any], seen: SeenTable) -> JobLineage:
+def release(spec: Mapping[str, Any], seen: SeenTable, *, published: bool = True) -> JobLineage:
     """Numbers out of a table: each metric an aggregate behind noise, in groups whose keys are public or privately chosen.
 
     :param spec: the fields of the release's spec
     :param seen: the table that it is made of
+    :param published: whether its files are written
     """
     source, unit = place_of(spec["source"]), spec["privacy_unit"]
     groupings = spec.get("groupings") or [{"by": spec.get("group_by") or (), "keys": spec.get("groups") or ()}]
@@ -72,7 +73,7 @@ def release(spec: Mapping[str, Any], seen: SeenTable) -> JobLineage:
     ]
     return JobLineage(
         inputs=(table, *keys),
-        outputs=tuple(outputs),
+        outputs=tuple(outputs) if published else (),
         privacy={"columns": seen.described(used), "release": cost},
     )
 

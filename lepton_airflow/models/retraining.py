@@ -49,6 +49,7 @@ def retrain(
     means: Means,
     key: SigningKey | None = None,
     drawn: Callable[[Mapping[str, Any]], None] = lambda _what: None,
+    before_publishing: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train a standard and a hardened model, attack the hardened one, and publish it if it passes the gate.
 
@@ -58,6 +59,7 @@ def retrain(
     :param folder: the champion's place; a champion that is there has the same inputs and classes
     :param key: signs what is published
     :param drawn: called with what a private training made, before anything that depends on it leaves this function
+    :param before_publishing: called right before the champion is replaced, which stays if it raises
     :returns: the model's card; whether it was published is ``card["gate"]["passed"]``
     :raises EmptyTable: too few examples to split, or fewer to train on than one batch
     :raises InvalidData: a declared class or any variation of a feature is missing from the training split; or the champion, which
@@ -130,6 +132,7 @@ def retrain(
         )
         if verdict.passed:
             page = card_page(made, pictures=judged.pictures(hardened, origin.classes))
+            before_publishing()
             made = folder.publish(staging, made, page=page, key=key)
     if means.checkpoints is not None:
         means.checkpoints.clear()

@@ -9,6 +9,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from lepton_airflow.errors import LeptonError
 from lepton_airflow.hooks.lepton import LeptonHook
+from lepton_airflow.hooks.lineage import LineageMixin
 from lepton_airflow.operators.base import LeptonOperator
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class VerifyAuditOperator(LeptonOperator):
         self.minimum_events = minimum_events
 
 
-class SealAuditOperator(BaseOperator):
+class SealAuditOperator(LineageMixin, BaseOperator):
     """Seal the events that are not sealed yet: order them into the tree and sign and export a checkpoint.
 
     The worker that runs it must be able to read the sealer's key, which the writers of events must not hold.
@@ -42,11 +43,15 @@ class SealAuditOperator(BaseOperator):
     :returns: ``events`` (sealed so far), ``root``
     """
 
+    job: ClassVar[str] = "seal_audit"
     template_fields = ()
 
     def __init__(self, *, lepton_conn_id: str = LeptonHook.default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.lepton_conn_id = lepton_conn_id
+
+    def _spec(self) -> dict[str, Any]:
+        return {}
 
     def execute(self, context: Context) -> dict[str, Any]:  # noqa: ARG002 - Airflow calls it so
         from lepton_airflow.audit.checkpoint import Signer

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from lepton_airflow.errors import ApprovalMissing, LeptonError
 from lepton_airflow.hooks.lepton import LeptonHook
+from lepton_airflow.hooks.lineage import LineageMixin
 from lepton_airflow.hooks.submission import caller_of
 
 if TYPE_CHECKING:
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 _APPROVE = "Approve"
 
 
-class _AfterReleaseOperator(BaseOperator):
+class _AfterReleaseOperator(LineageMixin, BaseOperator):
     """Base of the operators that go on from a release task of the same DAG run."""
+
+    #: What the lineage is told from.
+    _told: Mapping[str, Any] = {}
 
     def __init__(
         self, *, release_task_id: str, lepton_conn_id: str = LeptonHook.default_conn_name, **kwargs: Any
@@ -46,9 +50,13 @@ class _AfterReleaseOperator(BaseOperator):
         except LeptonError as error:
             raised = AirflowFailException if error.final else AirflowException
             raise raised(f"[{error.code}] {error}") from None
+        self._summary = summary
         for outlet in self.outlets:
             context["outlet_events"][outlet].extra = summary
         return summary
+
+    def _spec(self) -> dict[str, Any]:
+        return dict(self._told)
 
     @abstractmethod
     def _go_on(self, run_key: str, context: Context, settings: Settings) -> dict[str, Any]:
@@ -82,6 +90,7 @@ class PublishReleaseOperator(_AfterReleaseOperator):
     :returns: ``cells``, ``epsilon_spent``, ``release`` (the file), ``digest`` (of it), ``published``, ``approver``
     """
 
+    job: ClassVar[str] = "publish_release"
     template_fields = ()
 
     def __init__(self, *, approval_task_id: str | None = None, **kwargs: Any) -> None:
@@ -89,8 +98,10 @@ class PublishReleaseOperator(_AfterReleaseOperator):
         self.approval_task_id = approval_task_id
 
     def _go_on(self, run_key: str, context: Context, settings: Settings) -> dict[str, Any]:
-        from lepton_airflow.jobs.publish_release import approve_release, publish_release
+        from lepton_airflow.jobs.publish_release import approve_release, publish_release, released_spec
 
+        # What is published only the ledger knows, so the start is told without it.
+        self._told = released_spec(run_key, settings=settings)
         caller = caller_of(context)
         if self.approval_task_id is not None:
             person = self._responder(self.approval_task_id, context)
@@ -135,11 +146,15 @@ class ReleaseReceiptOperator(_AfterReleaseOperator):
     :returns: ``receipt`` (the file), ``run_key``
     """
 
+    job: ClassVar[str] = "issue_receipt"
     template_fields = ("receipt",)
 
     def __init__(self, *, receipt: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.receipt = receipt
+
+    def _spec(self) -> dict[str, Any]:
+        return {"receipt": self.receipt}
 
     def _go_on(self, run_key: str, context: Context, settings: Settings) -> dict[str, Any]:  # noqa: ARG002 - as the base
         from lepton_airflow.audit.checkpoint import Verifier

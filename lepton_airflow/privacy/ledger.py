@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sql
 
 from lepton_airflow.audit.canonical import canonical_json
-from lepton_airflow.audit.database import reading
+from lepton_airflow.audit.database import reading, require_reachable
 from lepton_airflow.audit.transactions import serializable
 from lepton_airflow.errors import BudgetError
 from lepton_airflow.privacy import admission, records
@@ -69,6 +69,13 @@ class Ledger:
     def __init__(self, engine: sql.Engine, *, clock: Callable[[], datetime] = _utc_now) -> None:
         self._engine = engine
         self._clock = clock
+
+    def require_reachable(self) -> None:
+        """Ask for the database, right before something shows that is to be noted in it.
+
+        :raises AuditUnavailable: it cannot be reached
+        """
+        require_reachable(self._engine)
 
     def create(
         self,

@@ -145,6 +145,7 @@ def publish(
     :returns: the release, and ``sha256:<hex>`` of its file
     :raises ApprovalMissing: it waits for approval; nothing is written
     :raises TargetExists: see :func:`perform`
+    :raises AuditUnavailable: that it was published could not be noted; nothing is written
     """
     if release.needs_approval and release.approver is None:
         raise ApprovalMissing(
@@ -154,6 +155,7 @@ def publish(
         )
     plan = design.plan_for(stored_keys(design, result))
     document = build_document(design=design, plan=plan, result=result, release=release, dataset=dataset)
+    ledger.require_reachable()
     digest = write_release_file(file, document, mode=mode)
     return ledger.publish(run_key=release.run_key, spec_digest=release.spec_digest), digest
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 import threading
 import warnings
 from pathlib import Path
@@ -27,6 +29,7 @@ from lepton_airflow.audit.database import (
     run_table,
 )
 from lepton_airflow.audit.merkle import root
+from lepton_airflow.audit.runs import put
 from lepton_airflow.audit.sealer import seal
 from lepton_airflow.audit.verify import verify
 from lepton_airflow.errors import AuditTampered, AuditUnavailable, ConfigurationError
@@ -109,6 +112,29 @@ def test_a_log_of_every_older_schema_is_migrated_and_goes_on(
     report = verify(engine, verifier=signer.verifier, exports=[])
     assert (report.findings, report.tree_size, report.unsealed) == ((), 8, 0)
     engine.dispose()
+
+
+def test_nothing_is_read_from_or_written_to_a_file_that_was_removed_or_replaced(
+    sqlite_settings: Settings, sqlite_engine: sql.Engine
+) -> None:
+    file = sqlite_settings.home / "audit.db"
+    with sqlite_engine.connect() as connection:
+        connection.execute(sql.select(run_table))
+    aside = file.rename(file.with_name("aside"))
+    for _ in range(2):
+        with pytest.raises(AuditUnavailable, match="gone"), sqlite_engine.begin() as connection:
+            connection.execute(run_table.delete())
+        with pytest.raises(AuditUnavailable, match="gone"), reading(sqlite_engine) as connection:
+            connection.execute(sql.select(run_table))
+        with pytest.raises(AuditUnavailable, match="gone"):
+            put(sqlite_engine, "run", job="job", spec_digest="d", status="success", payload={})
+    assert not file.exists()
+    shutil.copy(aside, file)
+    with pytest.raises(AuditUnavailable, match="another one is in its place"), sqlite_engine.begin() as connection:
+        connection.execute(run_table.delete())
+    put(sqlite_engine, "run", job="job", spec_digest="d", status="success", payload={})
+    with sqlite3.connect(file) as there:
+        assert there.execute("SELECT run_key FROM lepton_run").fetchall() == [("run",)]
 
 
 def test_a_database_without_the_schema_is_refused(settings: Settings) -> None:

@@ -21,6 +21,7 @@ import sqlalchemy as sql
 from lepton_airflow.audit.database import connect, leaf_table
 from lepton_airflow.errors import (
     AccessDenied,
+    AuditUnavailable,
     GateRefused,
     InvalidData,
     LeptonError,
@@ -33,6 +34,7 @@ from lepton_airflow.errors import (
 from lepton_airflow.jobs.retrain_model import RetrainModelSpec
 from lepton_airflow.jobs.runner import run_job
 from lepton_airflow.jobs.spec import parse_spec
+from lepton_airflow.models import retraining
 from lepton_airflow.settings import Settings
 
 MEASUREMENTS = (
@@ -179,6 +181,22 @@ def test_a_refused_model_leaves_the_champion(home: Settings, protected: str, tmp
     assert card["model"]["sha256"] == first["sha256"]
     last = events(home, "train")[-1]
     assert (last["phase"], last["details"]["error"]) == ("failure", "GateRefused")
+
+
+def test_a_model_whose_outcome_cannot_be_recorded_is_not_published(
+    home: Settings, visits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, page = home.home / "audit.db", retraining.card_page
+
+    def lose(*arguments: Any, **named: Any) -> str:
+        database.rename(tmp_path / "aside")
+        return page(*arguments, **named)
+
+    monkeypatch.setattr(retraining, "card_page", lose)
+    with pytest.raises(AuditUnavailable, match="gone"):
+        run_job("retrain_model", spec(visits, tmp_path), settings=home, run_key="d/t/r/-1")
+    assert (tmp_path / "aside").exists()
+    assert not (tmp_path / "models" / "diagnosis").exists()
 
 
 def test_a_table_in_the_clear_needs_no_decryption(home: Settings, visits: str, tmp_path: Path) -> None:

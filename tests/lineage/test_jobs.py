@@ -120,7 +120,8 @@ def test_every_job_is_told_as_the_specification_says(job: str, observed: Any, sp
 
 
 def test_every_job_of_the_runner_has_an_operation() -> None:
-    assert OPERATIONS.keys() == JOBS.keys() == SPECS.keys()
+    # Publishing is no job of its own: it goes on from a release.
+    assert OPERATIONS.keys() - {"publish_release"} == JOBS.keys() == SPECS.keys()
 
 
 def test_the_check_of_events_refuses_what_is_wrong(specification: Any) -> None:
@@ -253,6 +254,38 @@ def test_training_masks_nothing() -> None:
         (None, "ill"): ("INDIRECT", "TRAINING", False),
         (None, "id"): ("INDIRECT", "FILTER", True),
     }
+
+
+def test_private_training_masks_and_says_what_it_costs(specification: Any) -> None:
+    private = {"epsilon": "2.5", "delta": 1e-5, "sampling_rate": 0.1, "steps": 100}
+    spec = {**SPECS["retrain_model"], "training": {"differential_privacy": private}}
+    event = as_event(job_lineage("retrain_model", spec))
+    specification.check(event)
+    assert transformations(event)[None, "a"] == ("INDIRECT", "TRAINING", True)
+    assert event["run"]["facets"]["lepton_privacy"]["training"] == {
+        "privacyUnit": "id",
+        "differentialPrivacy": True,
+        "epsilon": 2.5,
+        "delta": 1e-5,
+        "budget": "clinic.visits",
+    }
+    event = as_event(job_lineage("retrain_model", {**spec, "budget": "clinic.all"}))
+    assert event["run"]["facets"]["lepton_privacy"]["training"]["budget"] == "clinic.all"
+
+
+def test_a_release_that_waits_has_written_nothing_and_who_publishes_it_has() -> None:
+    spec = SPECS["release_aggregates"]
+    waiting = as_event(job_lineage("release_aggregates", spec, result={"published": False}))
+    assert (len(waiting["inputs"]), waiting["outputs"]) == (1, [])
+    published = as_event(job_lineage("publish_release", spec, result={"published": True}))
+    at_once = as_event(job_lineage("release_aggregates", spec, result={"published": True}))
+    assert published["outputs"] == at_once["outputs"] != []
+    assert published["run"]["facets"]["lepton_privacy"]["operation"] == "release"
+
+
+def test_a_receipt_is_written_and_nothing_is_read() -> None:
+    event = as_event(job_lineage("issue_receipt", {"receipt": "/data/receipt.json"}))
+    assert (event["inputs"], [one["name"] for one in event["outputs"]]) == ([], ["/data/receipt.json"])
 
 
 def test_a_gate_reads_tables_and_models() -> None:

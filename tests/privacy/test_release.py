@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lepton_airflow.audit.database import connect
 from lepton_airflow.errors import (
     ApprovalMissing,
+    AuditUnavailable,
     BudgetExhausted,
     MissingColumn,
     RunKeyConflict,
     TargetExists,
 )
+from lepton_airflow.privacy import release as release_module
 from lepton_airflow.privacy.design import ReleaseDesign
 from lepton_airflow.privacy.ledger import Ledger
 from lepton_airflow.privacy.plan import ReleasePlan
@@ -155,6 +158,35 @@ def test_a_file_that_appears_while_the_release_runs_is_kept(funded: Ledger, tmp_
     assert [path.name for path in tmp_path.glob(".release.json*")] == []
     file.unlink()
     assert perform(order_of(file), ledger=funded, open_source=untouchable).replayed
+
+
+@pytest.mark.parametrize("step", ["draw", "publish"])
+def test_without_the_ledger_nothing_is_drawn_and_nothing_is_published(
+    home: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    engine = connect(home)
+    ledger, file, database = Ledger(engine), tmp_path / "release.json", home.home / "audit.db"
+    ledger.create(dataset=DATASET, unit=UNIT, epsilon=Decimal(1), owner="officer")
+
+    def lose() -> None:
+        database.rename(tmp_path / "aside")
+
+    def lost_source() -> Aggregation:
+        if step == "draw":
+            lose()
+        return source()
+
+    document = release_module.build_document
+    if step == "publish":
+        monkeypatch.setattr(release_module, "build_document", lambda **fields: lose() or document(**fields))
+    with pytest.raises(AuditUnavailable, match="gone"):
+        perform(order_of(file), ledger=ledger, open_source=lost_source)
+    assert not file.exists()
+    monkeypatch.undo()
+    (tmp_path / "aside").rename(database)
+    released = perform(order_of(file), ledger=ledger, open_source=untouchable if step == "publish" else source)
+    assert (released.replayed, spent(ledger)) == (step == "publish", Fraction(1, 100))
+    engine.dispose()
 
 
 def test_a_source_that_cannot_be_opened_costs_nothing(funded: Ledger, tmp_path: Path) -> None:
