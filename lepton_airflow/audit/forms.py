@@ -17,6 +17,9 @@ from lepton_airflow.audit.canonical import canonical_json, parse_canonical
 from lepton_airflow.audit.schema import PRODUCER, SCHEMA
 from lepton_airflow.errors import InvalidData
 
+#: What reading a leaf raises that is not canonical JSON of the schema.
+NOT_OF_THE_SCHEMA = (InvalidData, KeyError, TypeError, ValueError, AttributeError)
+
 # Printable ASCII but for what JSON escapes. What was taken is never given back, so that no payload makes a form slow.
 _TEXT = r"[ !#-\[\]-~]*+"
 _INTEGER = r"(?:0|-?[1-9][0-9]{0,14}+)"
@@ -24,6 +27,7 @@ _COUNT = r"((?:0|[1-9][0-9]{0,14}+))"
 _UUID = "([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
 _HASH = "([0-9a-f]{64})"
 _TIME = "([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{6}Z)"
+_NONE: list[re.Pattern[bytes]] = []
 #: What is captured, by the path to it; a text with its quotes.
 _CAPTURED: dict[tuple[str | int, ...], str] = {
     ("event_id",): f'"{_UUID}"',
@@ -33,10 +37,15 @@ _CAPTURED: dict[tuple[str | int, ...], str] = {
 }
 _CONSTANT = {("action",), ("phase",), ("schema",)}
 
-#: Shapes that were seen once, and forms, before all are forgotten.
-_SHAPES, _FORMS = 1024, 256
-#: So many leaves without a known form are looked at for one, and then one for so many that had one.
-_TRIES, _MATCHES_A_TRY = 64, 4
+#: A form of a larger leaf, or of one with more in it or deeper, would take longer to make than it saves.
+_LONGEST, _MOST_FIELDS, _DEEPEST = 4096, 100, 8
+#: Shapes that were seen once, before all are forgotten.
+_SHAPES = 1024
+#: Forms of leaves with equally many quotes, and of all, before the one of longest ago is forgotten.
+_FORMS_ALIKE, _FORMS = 8, 128
+#: So many leaves without a known form are looked at for one, and then one of so many: making a form takes as long as reading
+#: some fifty leaves, so that no log takes much longer to verify than without forms.
+_TRIES, _LEAVES_A_TRY = 64, 128
 
 
 class Fields(NamedTuple):
@@ -60,10 +69,10 @@ class Forms:
     """The forms of the leaves that were seen, as many as are of use."""
 
     def __init__(self) -> None:
-        self._seen: set[str] = set()
-        # By how many quotes the leaves have.
+        self._seen: set[int] = set()
+        # By how many quotes the leaves have; of each the ones first that were matched last.
         self._forms: dict[int, list[re.Pattern[bytes]]] = {}
-        self._known = self._tries = self._matches = 0
+        self._known = self._tries = self._asked = 0
 
     def match(self, payload: bytes) -> re.Match[bytes] | None:
         """The leaf in a known form: it is canonical JSON of the schema, and its time looks like one.
@@ -71,19 +80,22 @@ class Forms:
         The groups are the count of a closing event, the event's id, its producer, the hash of the producer's preceding event, the
         event's number and its time; empty where there is none.
         """
-        for form in self._forms.get(payload.count(b'"'), ()):
+        self._asked += 1
+        forms = self._forms.get(payload.count(b'"'), _NONE)
+        for place, form in enumerate(forms):
             if match := form.fullmatch(payload):
-                self._matches += 1
+                if place:
+                    forms.insert(0, forms.pop(place))
                 return match
         return None
 
     def learn(self, payload: bytes) -> None:
         """Look at a leaf that has no known form, so that the next of its form has."""
-        if self._has_tries():
+        if self._is_worth_a_try(payload):
             try:
                 event = parse_canonical(payload)
                 _fields(event)
-            except (InvalidData, KeyError, TypeError, ValueError, AttributeError):
+            except NOT_OF_THE_SCHEMA:
                 self._tries += 1
             else:
                 self._remember(event, payload)
@@ -98,30 +110,37 @@ class Forms:
             return fields_of(match)
         event = parse_canonical(payload)
         fields = _fields(event)
-        if self._has_tries():
+        if self._is_worth_a_try(payload):
             self._remember(event, payload)
         return fields
 
-    def _has_tries(self) -> bool:
-        return self._tries < _TRIES + self._matches // _MATCHES_A_TRY
+    def _is_worth_a_try(self, payload: bytes) -> bool:
+        return (
+            self._tries < _TRIES + self._asked // _LEAVES_A_TRY
+            and len(payload) <= _LONGEST
+            and payload.isascii()
+            and payload.count(b",") <= _MOST_FIELDS
+        )
 
     def _remember(self, event: Any, payload: bytes) -> None:
         self._tries += 1
         shape = _shape_of(event)
         if shape is None:
             return
-        if shape not in self._seen:
-            # Making a form takes as long as reading fifty leaves: it must come again.
+        if hash(shape) not in self._seen:
             if len(self._seen) == _SHAPES:
                 self._seen.clear()
-            self._seen.add(shape)
+            self._seen.add(hash(shape))
             return
         form = re.compile(shape.encode())
         if form.fullmatch(payload):
             if self._known == _FORMS:
-                self._forms.clear()
-                self._known = 0
-            self._forms.setdefault(payload.count(b'"'), []).append(form)
+                self._known -= len(self._forms.pop(next(iter(self._forms))))
+            alike = self._forms.setdefault(payload.count(b'"'), [])
+            if len(alike) == _FORMS_ALIKE:
+                alike.pop()
+                self._known -= 1
+            alike.insert(0, form)
             self._known += 1
 
 
@@ -171,8 +190,12 @@ def _pattern(value: Any, path: tuple[str | int, ...], captured: Mapping[tuple[st
     """:raises ValueError: it has something that no form has"""
     if path in captured:
         return captured[path]
-    if path in _CONSTANT or value is None or type(value) is bool:
+    if len(path) > _DEEPEST:
+        raise ValueError("too deep")
+    if path in _CONSTANT or value is None:
         return re.escape(canonical_json(value).decode())
+    if type(value) is bool:
+        return "(?:true|false)"
     if type(value) is dict:
         # In ASCII the order of canonical JSON is that of Python.
         if not all(name.isascii() for name in value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,13 +11,14 @@ from itertools import islice
 from lepton_airflow.audit.clock import Clock
 from lepton_airflow.audit.event import event_id_of
 from lepton_airflow.audit.findings import Finding, Leaf
-from lepton_airflow.audit.forms import Forms
+from lepton_airflow.audit.forms import NOT_OF_THE_SCHEMA, Forms
 from lepton_airflow.audit.schema import SCHEMA
 from lepton_airflow.audit.series import Series
-from lepton_airflow.errors import InvalidData
 
 #: Of a longer run of missing numbers, only so many events are named.
 _LONGEST_GAP = 16
+#: So many numbers more than a log has leaves are looked for.
+_LOOKED_FOR = 10_000
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Producers:
         """Take in a leaf whose payload is the one that was hashed; yield what is wrong with it or its predecessor."""
         try:
             event = self._forms.fields(leaf.payload)
-        except (InvalidData, KeyError, TypeError, ValueError, AttributeError):
+        except NOT_OF_THE_SCHEMA:
             yield Finding("malformed", leaf.position, f"The payload is not canonical JSON of the schema {SCHEMA}.")
             return
         yield from self._clock.check(leaf, event)
@@ -107,24 +109,35 @@ class Producers:
                 return
         self._untrusted.add(leaf.event_id)
 
-    def missing(self, is_there: Callable[[str], bool] = lambda _event_id: False) -> Iterator[Finding]:
+    def missing(
+        self, is_there: Callable[[str], bool] = lambda _event_id: False, *, leaves: int = 0
+    ) -> Iterator[Finding]:
         """The events that the numbers say were written and that are not there.
 
         :param is_there: says of an event id whether the log has it in a part that was not read
+        :param leaves: how many the log has at most: where more are looked for, most of them are missing
         """
+        left = leaves + _LOOKED_FOR
         for producer_id, producer in [*self._finished, *self._open.items()]:
             for start, stop in producer.missing:
-                named = ((number, event_id_of(producer_id, number)) for number in range(start, stop))
+                looked_for = range(start, min(stop, start + left))
+                left -= len(looked_for)
+                gone = ((number, event_id_of(producer_id, number)) for number in looked_for)
                 gone = (
-                    (number, event) for number, event in named if event not in self._untrusted and not is_there(event)
+                    (number, event) for number, event in gone if event not in self._untrusted and not is_there(event)
                 )
                 for number, event in islice(gone, _LONGEST_GAP):
                     text = f"Its producer {producer_id} wrote it as number {number}; the log does not have it."
                     yield Finding("missing", f"event {event}", text)
-                more = [number for number, _ in gone]
-                if more:
-                    where = f"numbers {more[0]} to {more[-1]} of producer {producer_id}"
+                more = next(gone, None)
+                if more is not None:
+                    last = deque(gone, maxlen=1)
+                    where = f"numbers {more[0]} to {(last or [more])[0][0]} of producer {producer_id}"
                     yield Finding("missing", where, "They were written; the log does not have them.")
+                if looked_for.stop < stop:
+                    where = f"numbers {looked_for.stop} to {stop - 1} of producer {producer_id}"
+                    text = "They were written. So many are missing that these were not looked for one by one."
+                    yield Finding("missing", where, text)
 
 
 def _hashes(leaf: Leaf | None) -> tuple[str | None, ...]:

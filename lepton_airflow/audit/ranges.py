@@ -139,7 +139,7 @@ def verify_range(
     findings += [found for found in noticed if found.kind != "clock"]
     # Numbers below a producer's first in the range may lie before the range; within it they must be there.
     whole = first == 0
-    findings += list(producers.missing()) if whole else []
+    findings += list(producers.missing(leaves=len(rows))) if whole else []
     notes = [f"Only leaves {first} to {stop - 1} of {checkpoint.tree_size} are here; of the others nothing is said."]
     if not whole or stop < checkpoint.tree_size:
         notes.append("Events of a producer that began before the range are not checked for gaps.")

@@ -20,7 +20,7 @@ from lepton_airflow.audit.export import Export
 from lepton_airflow.audit.merkle import HASH_BYTES, Frontier
 from lepton_airflow.audit.nodes import grow, lacks_nodes, last_node, store_nodes, store_older_nodes
 from lepton_airflow.audit.quorum import Quorum
-from lepton_airflow.audit.unsealed import Horizon, unsealed_rows
+from lepton_airflow.audit.unsealed import Horizons, unsealed_rows
 from lepton_airflow.errors import AuditTampered
 
 _SEALER_LOCK = 0x6C6570746F6E01  # as database._MIGRATION_LOCK, for sealers
@@ -32,13 +32,15 @@ class _Tree:
 
     checkpoint: Checkpoint | None
     frontier: Frontier
-    horizon: Horizon | None
 
 
 def seal(
     engine: sql.Engine, *, signer: Signer, exports: Sequence[Path | str], quorum: Quorum | None = None
 ) -> Checkpoint:
     """Seal every committed event that is not sealed yet; with none, only bring the exports up to date.
+
+    On PostgreSQL events of transactions that began after the oldest writing one that still runs, in any database of the server,
+    wait for the next seal.
 
     The checkpoint is durable in the database before it is copied, so an export is never ahead of an honest database.
 
@@ -50,6 +52,9 @@ def seal(
     """
     places = [Export(folder) for folder in exports]
     cosigned = quorum.cosigned() if quorum else []
+    if engine.dialect.name == "postgresql":
+        # Each statement then sees what was committed while the sealer waited for another one.
+        engine = engine.execution_options(isolation_level="READ COMMITTED")
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_SEALER_LOCK)))
@@ -58,8 +63,8 @@ def seal(
             _exported_size(place, connection=connection, verifier=signer.verifier, sealed=tree.frontier.size)
         for position, note in cosigned:
             _own_checkpoint(note, position, connection=connection, verifier=signer.verifier, sealed=tree.frontier.size)
-        horizon = Horizon.now(connection)
-        for rows in unsealed_rows(connection, since=tree.horizon, horizon=horizon):
+        horizons = Horizons.read(connection)
+        for rows in unsealed_rows(connection, horizons):
             _place(connection, rows, tree.frontier)
         checkpoint = Checkpoint(signer.name, tree.frontier.size, tree.frontier.root())
         if checkpoint != tree.checkpoint:
@@ -67,7 +72,7 @@ def seal(
                 "tree_size": checkpoint.tree_size,
                 "note": checkpoint.sign(signer),
                 "frontier": b"".join(tree.frontier.nodes),
-                "horizon": None if horizon is None else str(horizon),
+                "horizon": None if horizons is None else str(horizons.now),
             }
             connection.execute(checkpoint_table.insert().values(row))
     if places:
@@ -89,13 +94,13 @@ def _load(connection: sql.Connection, verifier: Verifier) -> _Tree:
     if size != (0 if last is None else last + 1) or (row is not None and row.tree_size != size):
         raise _tampered("The sealed events are not as many as the latest checkpoint signs.", "audit database")
     if checkpoint is None or row is None:
-        return _Tree(None, Frontier(), None)
+        return _Tree(None, Frontier())
     frontier = _stored_frontier(row.frontier, checkpoint) or _recomputed_frontier(connection)
     if frontier.size != size or frontier.root() != checkpoint.root_hash:
         raise _tampered("The sealed events are not those that the latest checkpoint signs.", "audit database")
     if lacks_nodes(row.last_node, size=size):
         store_older_nodes(connection, size=size)
-    return _Tree(checkpoint, frontier, Horizon.parse(row.horizon))
+    return _Tree(checkpoint, frontier)
 
 
 def _stored_frontier(data: bytes, checkpoint: Checkpoint) -> Frontier | None:
@@ -164,7 +169,8 @@ def _place(connection: sql.Connection, rows: Sequence[sql.Row[Any]], frontier: F
             " FROM unnest(CAST(:rows AS bigint[])) WITH ORDINALITY AS place (row, number) WHERE id = place.row"
         )
         literal = ",".join([str(row.id) for row in rows])
-        connection.execute(placed, {"first": first, "rows": f"{{{literal}}}"})
+        if connection.execute(placed, {"first": first, "rows": f"{{{literal}}}"}).rowcount != len(rows):
+            raise _tampered("Events disappeared while they were sealed.", leaf_table.name)
     else:
         place = leaf_table.update().where(leaf_table.c.id == sql.bindparam("row"))
         place = place.values(tree_index=sql.bindparam("position"))

@@ -1,4 +1,4 @@
-"""Series: leaves of one producer, one behind the other, each what must follow upon the one before it, and none of them parsed.
+"""Series: leaves of one producer, one behind the other, each what must follow upon the one before it, checked by their forms.
 
 Each is in a known form (see :mod:`lepton_airflow.audit.forms`), so only what follows from the leaf before it is left to check:
 its number, its predecessor's hash, its id and its time. A job that writes many events writes most of them alike but for these
@@ -103,8 +103,11 @@ def series_of(rows: Rows, *, first: int, forms: Forms) -> Iterator[Series]:
 
 def _follow(rows: Rows, start: int, forms: Forms) -> tuple[int, Last | None]:
     """Where the series that begins at ``start`` ends, and its last row."""
-    match = _open_event(rows.payloads[start], forms)
+    match = forms.match(rows.payloads[start])
     if match is None:
+        # Whatever ends a series begins the next one: so each leaf is looked at once.
+        forms.learn(rows.payloads[start])
+    if match is None or not _goes_on(match):
         return start + 1, None
     frame, stop, ended = _Frame.of(match), start + 1, False
     while not ended and stop < len(rows.payloads):
@@ -126,8 +129,8 @@ def _one_by_one(frame: _Frame, rows: Rows, start: int, forms: Forms) -> list[_Fr
     """A leaf and the rows from ``start`` on that follow it, up to one that is like the one before it; ids are not checked."""
     frames = [frame]
     for number in range(start, min(start + _TOGETHER, len(rows.payloads))):
-        match = _open_event(rows.payloads[number], forms)
-        if match is None or not frames[-1].precedes(match, rows, number):
+        match = forms.match(rows.payloads[number])
+        if match is None or not _goes_on(match) or not frames[-1].precedes(match, rows, number):
             break
         frames.append(_Frame.of(match))
         if frames[-1].parts == frames[-2].parts:
@@ -147,13 +150,9 @@ def _right_ids(event_ids: list[bytes], producer: uuid.UUID, sequence: int) -> in
     return count if not wrong(count) else bisect(range(count), False, key=wrong) - 1
 
 
-def _open_event(payload: bytes, forms: Forms) -> re.Match[bytes] | None:
-    """The form of a leaf that its producer may go on after; None if there is none, or if its time is no moment."""
-    match = forms.match(payload)
-    if match is None:
-        forms.learn(payload)
-        return None
-    return match if not match[1] and _is_moment(match[6][:_TO_THE_SECOND]) else None
+def _goes_on(match: re.Match[bytes]) -> bool:
+    """Whether a series may go on behind a leaf: it does not close its producer, and its time is a moment."""
+    return not match[1] and _is_moment(match[6][:_TO_THE_SECOND])
 
 
 class _Frame(NamedTuple):

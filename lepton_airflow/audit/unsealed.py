@@ -5,6 +5,10 @@ before transactions commit, so a smaller id can appear after a larger one. Rows 
 only those of transactions before the oldest that still runs, the *horizon*: none of these can gain a row any more. A seal leaves
 none of them, so the next one looks from that horizon on; otherwise it would pass the index entries of all rows that were sealed
 since the last vacuum.
+
+Each server counts its transactions by itself, so a horizon means something only where it was written. It is kept in the row of
+the checkpoint, which has the number of its own transaction beside it: in a row that was copied, by a restore or a replication,
+that is not the number that the server has for whoever wrote the row. Then a seal looks at all rows.
 """
 
 from __future__ import annotations
@@ -15,87 +19,67 @@ from typing import Any
 
 import sqlalchemy as sql
 
-from lepton_airflow.audit.database import checkpoint_table, leaf_table
+from lepton_airflow.audit.database import leaf_table
 
 _CHUNK = 5000
-_HORIZON = sql.text(
-    "SELECT CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS xid,"
-    " has_function_privilege('pg_control_system()', 'EXECUTE') AS permitted"
+# PostgreSQL's system column xmin is the lower half of a transaction's number.
+_HORIZONS = sql.text(
+    "SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS now, latest.horizon AS last,"
+    " latest.xmin::text::numeric = mod(latest.xid::text::numeric, 4294967296) AS own"
+    " FROM (SELECT max(tree_size) AS size FROM lepton_audit_checkpoint) AS largest"
+    " LEFT JOIN lepton_audit_checkpoint AS latest ON latest.tree_size = largest.size"
 )
-_CLUSTER = sql.text("SELECT CAST(system_identifier AS text) FROM pg_control_system()")
 _CHUNK_OF = (
-    "SELECT id, xid, leaf_hash FROM lepton_audit_leaf"
-    " WHERE tree_index IS NULL AND (xid, id) > (CAST(:xid AS xid8), :id) AND {condition} ORDER BY xid, id LIMIT :chunk"
+    "SELECT id, xid::text AS writer, leaf_hash FROM lepton_audit_leaf AS leaf"
+    " WHERE tree_index IS NULL AND (xid, id) > (CAST(:xid AS xid8), :id) AND {condition} ORDER BY leaf.xid, id LIMIT :chunk"
 )
 _ENDED = sql.text(_CHUNK_OF.format(condition="xid < CAST(:horizon AS xid8)"))
-# Rows that a snapshot shows are of transactions before its end, unless they were written in another cluster and restored here.
+# Rows that a snapshot shows are of transactions before its end, unless they were written on another server and restored here.
 _RESTORED = sql.text(_CHUNK_OF.format(condition="xid >= pg_snapshot_xmax(pg_current_snapshot())"))
-
-
 _STRANDED = sql.text(
     "SELECT id, event_id FROM lepton_audit_leaf WHERE tree_index IS NULL"
-    " AND (xid < CAST(:horizon AS xid8) OR xid >= pg_snapshot_xmax(pg_current_snapshot())) ORDER BY id"
+    " AND (xid < CAST(:since AS xid8) OR xid >= pg_snapshot_xmax(pg_current_snapshot())) ORDER BY id"
 )
 
 
 @dataclass(frozen=True)
-class Horizon:
-    """A moment of a PostgreSQL cluster.
+class Horizons:
+    """Numbers of transactions on PostgreSQL.
 
-    :ivar cluster: its system identifier: each cluster numbers its transactions by itself. Empty where users may not ask for it
-    :ivar xid: the oldest transaction that still ran
+    :ivar last: no row of a transaction before it is unsealed; None where that is not known
+    :ivar now: no transaction before it runs any more
     """
 
-    cluster: str
-    xid: int
+    last: int | None
+    now: int
 
     @classmethod
-    def now(cls, connection: sql.Connection) -> Horizon | None:
-        """The present one; None on SQLite."""
+    def read(cls, connection: sql.Connection) -> Horizons | None:
+        """None on SQLite."""
         if connection.dialect.name != "postgresql":
             return None
-        row = connection.execute(_HORIZON).one()
-        return cls(str(connection.scalar(_CLUSTER)) if row.permitted else "", int(row.xid))
-
-    @classmethod
-    def parse(cls, text: str | None) -> Horizon | None:
-        """What ``str`` made of one; None of anything else."""
-        cluster, slash, xid = (text or "").partition("/")
-        return cls(cluster, int(xid)) if slash and xid.isdecimal() else None
-
-    def __str__(self) -> str:
-        return f"{self.cluster}/{self.xid}"
-
-    def precedes(self, other: Horizon) -> bool:
-        """Whether both are known to be of one cluster, and this is not the later one."""
-        return self.cluster == other.cluster != "" and self.xid <= other.xid
+        row = connection.execute(_HORIZONS).one()
+        text, now = row.last or "", int(row.now)
+        known = row.own and text.isascii() and text.isdecimal() and len(text) <= len(str(2**64))
+        return cls(last=int(text) if known and int(text) <= now else None, now=now)
 
 
-def unsealed_rows(
-    connection: sql.Connection, *, since: Horizon | None, horizon: Horizon | None
-) -> Iterator[Sequence[sql.Row[Any]]]:
-    """Chunks of rows (``id``, ``leaf_hash``) without a place; every one that may be placed, if each chunk gets its places.
-
-    :param since: the horizon of an earlier seal: no row before it is unsealed
-    :param horizon: the present one, on PostgreSQL
-    """
-    if horizon is None:
+def unsealed_rows(connection: sql.Connection, horizons: Horizons | None) -> Iterator[Sequence[sql.Row[Any]]]:
+    """Chunks of rows (``id``, ``leaf_hash``) without a place; every one that may be placed, if each chunk gets its places."""
+    if horizons is None:
         yield from _sqlite_chunks(connection)
-    elif since is not None and since.precedes(horizon):
-        yield from _postgresql_chunks(connection, _ENDED, start=since.xid, horizon=horizon.xid)
-    else:
+        return
+    if horizons.last is None:
         yield from _postgresql_chunks(connection, _RESTORED)
-        yield from _postgresql_chunks(connection, _ENDED, horizon=horizon.xid)
+    yield from _postgresql_chunks(connection, _ENDED, start=horizons.last or 0, horizon=horizons.now)
 
 
 def stranded_rows(connection: sql.Connection) -> list[sql.Row[Any]]:
-    """Rows (``id``, ``event_id``) that no seal will place, as their transactions are said to be other than they can be."""
-    now = Horizon.now(connection)
-    latest = sql.select(checkpoint_table.c.horizon).order_by(checkpoint_table.c.tree_size.desc()).limit(1)
-    since = Horizon.parse(connection.scalar(latest)) if now is not None else None
-    if now is None or since is None or not since.precedes(now):
+    """Rows (``id``, ``event_id``) that no seal will place as they are: no transaction of this server can have their numbers."""
+    horizons = Horizons.read(connection)
+    if horizons is None or horizons.last is None:
         return []
-    return list(connection.execute(_STRANDED, {"horizon": str(since.xid)}))
+    return list(connection.execute(_STRANDED, {"since": str(horizons.last)}))
 
 
 def _sqlite_chunks(connection: sql.Connection) -> Iterator[Sequence[sql.Row[Any]]]:
@@ -117,4 +101,4 @@ def _postgresql_chunks(
     full = True
     while full and (rows := connection.execute(query, {"xid": xid, "id": last, "chunk": _CHUNK, **texts}).all()):
         yield rows
-        full, xid, last = len(rows) == _CHUNK, rows[-1].xid, rows[-1].id
+        full, xid, last = len(rows) == _CHUNK, rows[-1].writer, rows[-1].id

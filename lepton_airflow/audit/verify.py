@@ -35,7 +35,8 @@ Found and located, as long as one export survives that the attacker could not wr
   edited, deleted, inserted, moved or swapped events; a cut tail; a full rewrite, also one that is signed with a stolen key;
   a fork (two signed roots of one size, or a signed checkpoint that the log does not extend); missing or damaged checkpoints
   and exports; events that were lost or changed before they were sealed, when a later event of their producer is there;
-  events that are kept from being sealed by a changed transaction number (PostgreSQL);
+  events that are kept from being sealed by a transaction number that they cannot have (PostgreSQL; where the log was sealed
+  since it was last restored);
   payloads that are gone although no signed statement says that they were archived, and archives that are not as they were.
 Warned of: times that go back by more than a second within one producer, by more than ten minutes in the log, or that lie
   more than ten minutes in the future.
@@ -196,7 +197,7 @@ class _Verification:
             found = sql.select(columns.id).where(columns.event_id == event_id, columns.tree_index < below)
             return below > 0 and connection.scalar(found) is not None
 
-        self.found.add_all(self.producers.missing(unread))
+        self.found.add_all(self.producers.missing(unread, leaves=self.start + total))
         if self.producers.open_count:
             self.found.notes.append(
                 f"{self.producers.open_count} producers have not closed (they still run, or were killed): events cut"
@@ -283,9 +284,12 @@ class _Verification:
             self.contradicted = self.frontier.size
 
     def judge_unsealed(self, connection: sql.Connection) -> None:
-        for row in stranded_rows(connection):
-            text = "No seal will take it: its transaction's number was changed, or it was added with another's."
+        rows = stranded_rows(connection)
+        text = "No seal will take it as it is: no transaction of this server can have the number that is beside it."
+        for row in rows[:_LONGEST_LIST]:
             self.found.add("stranded", f"unsealed row {row.id} (event {row.event_id})", text)
+        if len(rows) > _LONGEST_LIST:
+            self.found.add("stranded", f"unsealed rows {rows[_LONGEST_LIST].id} to {rows[-1].id}", text)
 
     def judge_tree(self, connection: sql.Connection) -> None:
         """Locate what the roots and the positions say is wrong with the sealed events."""

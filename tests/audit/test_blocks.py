@@ -350,6 +350,28 @@ def test_a_series_ends_where_an_event_is_not_what_must_follow(broken: str | None
         assert found == [(1000, 277), (1277, 1), (1278, 52)]
 
 
+def test_each_leaf_without_a_form_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    producer, payloads = uuid.UUID(int=5, version=4), []
+    for number in range(40):
+        details = {f"only {number}": 1} if number % 10 == 0 else {}
+        leaf = LeafEncoder(actor=ACTOR, run_key="run", producer=producer).encode(
+            Event(action="encrypt", phase="note", details=details),
+            event_id=event_id_of(producer, number),
+            sequence=number,
+            previous=leaf_hash(payloads[-1]) if payloads else None,
+            time="2026-01-31T23:59:57.000000Z",
+        )
+        payloads.append(leaf)
+    forms, looked = Forms(), []
+    for _ in range(2):
+        forms.learn(payloads[1])
+    monkeypatch.setattr(forms, "learn", looked.append)
+    ids = [event_id_of(producer, number).encode() for number in range(40)]
+    rows = Rows(ids, payloads, [leaf_hash(payload) for payload in payloads])
+    assert [series.length for series in series_of(rows, first=0, forms=forms)] == [1, 9] * 4
+    assert looked == payloads[::10]
+
+
 @pytest.mark.parametrize("place", ["beside", "inside"])
 def test_a_series_also_ends_where_the_id_beside_an_event_is_not_the_one_inside(place: str) -> None:
     producer = uuid.UUID(int=5, version=4)

@@ -40,7 +40,7 @@ def test_the_migrations_make_the_tables_that_the_code_uses(engine: sql.Engine) -
     audit_tables = {leaf_table.name, checkpoint_table.name, node_table.name, archive_table.name, run_table.name}
 
     def ours(_object: object, name: str | None, kind: str, _reflected: bool, _compared: object) -> bool:
-        # The column xid and an index over it are PostgreSQL's alone; the privacy ledger's tables are tested with it.
+        # The columns xid and an index over one are PostgreSQL's alone; the privacy ledger's tables are tested with it.
         others = {"xid", "lepton_audit_leaf_unsealed"} if engine.dialect.name == "postgresql" else set()
         return name in audit_tables if kind == "table" else name not in others
 

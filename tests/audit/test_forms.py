@@ -186,15 +186,65 @@ def test_leaves_that_all_have_shapes_of_their_own_are_soon_given_up(monkeypatch:
     assert len(looked) == module._TRIES
 
 
+@pytest.mark.parametrize(
+    "details",
+    [{"place": "x" * 5000}, {f"column {number}": number for number in range(200)}, {"a": [[[[[[[[1]]]]]]]]}],
+    ids=["long", "wide", "deep"],
+)
+def test_leaves_whose_form_would_be_dear_are_read(details: dict[str, Any]) -> None:
+    leaf, forms = encoded(Event(action="scan", phase="note", details=details)), Forms()
+    for _ in range(3):
+        forms.learn(leaf)
+        assert forms.fields(leaf) == read(leaf)
+    assert not forms._forms
+
+
+@pytest.mark.parametrize("depth", [100, 400, 900])
+def test_a_leaf_of_any_depth_is_read_or_refused(depth: int) -> None:
+    inner: Any = 1
+    for _ in range(depth):
+        inner = [inner]
+    event = json.loads(LEAVES[0])
+    leaf = canonical_json({**event, "zeal": None}).replace(b'"zeal":null', b'"zeal":' + b"[" * depth + b"]" * depth)
+    forms = Forms()
+    for _ in range(3):
+        forms.learn(leaf)
+        try:
+            assert forms.fields(leaf).sequence == 3
+        except InvalidData:
+            assert depth > 400
+
+
+def test_leaves_that_have_no_form_do_not_keep_others_from_having_one() -> None:
+    forms = Forms()
+    for number in range(200):
+        forms.learn(encoded(Event(action="scan", phase="note", dataset="Müller", details={f"column {number}": 1})))
+    for number in range(3 * module._LEAVES_A_TRY):
+        forms.fields(encoded(Event(action="scan", phase="note", details={f"share {number}": 0.5})))
+    for _ in range(3 * module._LEAVES_A_TRY):
+        forms.fields(LEAVES[0])
+    assert forms.match(LEAVES[0])
+
+
+def test_truth_is_no_matter_of_form() -> None:
+    forms = Forms()
+    for sure, old in ((True, True), (False, True), (False, False)):
+        forms.fields(encoded(Event(action="scan", phase="note", details={"sure": sure, "old": old})))
+    assert forms.match(encoded(Event(action="scan", phase="note", details={"sure": True, "old": False})))
+    assert sum(map(len, forms._forms.values())) == 1
+
+
 def test_no_more_is_remembered_than_is_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SHAPES", 4)
     monkeypatch.setattr(module, "_FORMS", 3)
+    monkeypatch.setattr(module, "_FORMS_ALIKE", 2)
     monkeypatch.setattr(module, "_TRIES", 10_000)
     forms = Forms()
     for number in range(20):
-        leaf = encoded(Event(action="scan", phase="note", details={f"column {number}": 1}))
+        more = {f"more {other}": "x" for other in range(number % 4)}
+        leaf = encoded(Event(action="scan", phase="note", details={f"column {number}": 1, **more}))
         forms.learn(leaf)
         forms.learn(leaf)
         assert forms.match(leaf)
         assert len(forms._seen) <= 4
-        assert sum(map(len, forms._forms.values())) <= 3
+        assert sum(map(len, forms._forms.values())) == forms._known <= 3

@@ -82,23 +82,6 @@ def test_a_sealer_seals_and_can_neither_write_events_nor_change_them(database: S
     sealer.dispose()
 
 
-def test_a_sealer_that_may_not_ask_for_the_cluster_looks_at_everything(database: Settings, signer: Signer) -> None:
-    owner = connect(database)
-    with owner.begin() as connection:
-        connection.exec_driver_sql("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
-    writer, sealer = (engine_as(database, f"lepton_{role}_user") for role in ("writer", "sealer"))
-    append(writer)
-    assert seal(sealer, signer=signer, exports=[]).tree_size == 4
-    append(writer)
-    with owner.begin() as connection:
-        # A seal that began at the last one's horizon would leave this row out.
-        connection.exec_driver_sql("UPDATE lepton_audit_leaf SET xid = '3' WHERE tree_index IS NULL")
-    assert seal(sealer, signer=signer, exports=[]).tree_size == 8
-    assert verify(writer, verifier=signer.verifier, exports=[]).findings == ()
-    for engine in (owner, writer, sealer):
-        engine.dispose()
-
-
 def test_a_writer_keeps_the_ledger_and_the_results_of_runs(database: Settings) -> None:
     from lepton_airflow.audit import runs
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lepton_airflow.audit.canonical import canonical_json
 from lepton_airflow.audit.checkpoint import Checkpoint, Signer
 from lepton_airflow.audit.database import checkpoint_table, connect, leaf_table
-from lepton_airflow.audit.event import event_id_of
+from lepton_airflow.audit.event import Actor, Event, LeafEncoder, event_id_of
 from lepton_airflow.audit.merkle import leaf_hash, root
 from lepton_airflow.audit.sealer import seal
 from lepton_airflow.audit.verify import VerificationReport, verify
@@ -649,3 +649,27 @@ def test_what_an_export_that_is_behind_does_not_cover_is_found_too(
     else:
         log.update(index, payload=changed(log.rows()[index]["payload"]))
         assert log.found() == {"edited": [at]}
+
+
+def test_a_number_that_no_producer_can_have_reached_is_told_and_not_counted_up_to(
+    engine: sql.Engine, signer: Signer, write: Any
+) -> None:
+    write(engine, 3)
+    producer, number = uuid.UUID(int=7, version=4), 2**53 - 1
+    encoder = LeafEncoder(actor=Actor(principal="eve", host="there"), run_key="run", producer=producer)
+    event_id = event_id_of(producer, number)
+    payload = encoder.encode(
+        Event(action="encrypt", phase="note"),
+        event_id=event_id,
+        sequence=number,
+        previous=bytes(32),
+        time="2026-11-25T00:00:00.000000Z",
+    )
+    with engine.begin() as connection:
+        row = {"event_id": event_id, "payload": payload.decode(), "leaf_hash": leaf_hash(payload)}
+        connection.execute(leaf_table.insert().values(row))
+    seal(engine, signer=signer, exports=[])
+    findings = verify(engine, verifier=signer.verifier, exports=[]).findings
+    assert {finding.kind for finding in findings} == {"missing"}
+    assert len(findings) == 18
+    assert findings[-1].position.endswith(f"to {number - 1} of producer {producer}")
