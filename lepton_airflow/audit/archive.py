@@ -15,7 +15,6 @@ Whatever dies at any moment, every payload is in the database or in a verified a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -37,6 +36,7 @@ from lepton_airflow.audit.quorum import Quorum
 from lepton_airflow.audit.ranges import export_range, read_events, verify_range
 from lepton_airflow.audit.sealer import seal
 from lepton_airflow.audit.stores import Store, open_store
+from lepton_airflow.audit.writing import first_in_line
 from lepton_airflow.errors import (
     AuditTampered,
     AuditUnavailable,
@@ -286,7 +286,7 @@ def _empty(engine: sql.Engine, archived: Archived, verifier: Verifier) -> None:
 def _alone(engine: sql.Engine) -> Iterator[None]:
     """Keep other archiving of this log out, for as long as it takes.
 
-    :raises AuditUnavailable: on PostgreSQL, after 10 seconds of waiting
+    :raises AuditUnavailable: after 10 seconds of waiting
     """
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -296,8 +296,7 @@ def _alone(engine: sql.Engine) -> Iterator[None]:
             finally:
                 connection.execute(sql.select(sql.func.pg_advisory_unlock(_ARCHIVER_LOCK)))
         return
-    with Path(f"{engine.url.database}-archive").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with first_in_line(Path(f"{engine.url.database}-archive")):
         yield
 
 

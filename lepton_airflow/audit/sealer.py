@@ -8,6 +8,7 @@ stays visible as an edit for ever, instead of being signed as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lepton_airflow.audit.merkle import HASH_BYTES, Frontier
 from lepton_airflow.audit.nodes import grow, lacks_nodes, last_node, store_nodes, store_older_nodes
 from lepton_airflow.audit.quorum import Quorum
 from lepton_airflow.audit.unsealed import Horizons, unsealed_rows
+from lepton_airflow.audit.writing import in_line
 from lepton_airflow.errors import AuditTampered
 
 _SEALER_LOCK = 0x6C6570746F6E01  # as database._MIGRATION_LOCK, for sealers
@@ -55,7 +57,8 @@ def seal(
     if engine.dialect.name == "postgresql":
         # Each statement then sees what was committed while the sealer waited for another one.
         engine = engine.execution_options(isolation_level="READ COMMITTED")
-    with engine.begin() as connection:
+    turn = nullcontext() if engine.dialect.name == "postgresql" else in_line(engine)
+    with turn, engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_SEALER_LOCK)))
         tree = _load(connection, signer.verifier)

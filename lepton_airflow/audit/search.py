@@ -85,7 +85,7 @@ def search(engine: sql.Engine, query: Query, *, limit: int) -> Iterator[dict[str
         while found < limit:
             rows = connection.execute(statement.where(columns.id < below, *chosen)).all()
             for row in rows:
-                event = _event(row.payload)
+                event = readable_event(row.payload)
                 if event is not None and query.matches(event):
                     yield event
                     found += 1
@@ -110,7 +110,7 @@ def tail(engine: sql.Engine, *, count: int, follow: bool = False, pause: float =
     rows = recent[len(recent) - min(count, len(recent)) :]
     last = recent[-1].id if recent else 0
     while True:
-        yield from (event for row in rows if (event := _event(row.payload)) is not None)
+        yield from (event for row in rows if (event := readable_event(row.payload)) is not None)
         if not follow:
             return
         time.sleep(pause)
@@ -130,7 +130,7 @@ def _first_id(connection: sql.Connection, moment: datetime, last: int) -> int:
     while low < high:
         middle = (low + high) // 2
         readable = sql.select(columns.payload).where(columns.id > middle, columns.payload != "")
-        event = _event(connection.scalar(readable.order_by(columns.id).limit(1)) or "")
+        event = readable_event(connection.scalar(readable.order_by(columns.id).limit(1)) or "")
         if event is not None and datetime.fromisoformat(event["time"]) < moment:
             low = middle + 1
         else:
@@ -152,7 +152,7 @@ def parse_moment(text: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _event(payload: str) -> dict[str, Any] | None:
+def readable_event(payload: str) -> dict[str, Any] | None:
     """A payload's event; None for what is none: that is for verification to say."""
     try:
         event = parse_canonical(payload.encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import sqlalchemy as sql
 from sqlalchemy.engine import make_url
 
+from lepton_airflow.audit.writing import first_in_line
 from lepton_airflow.errors import AuditUnavailable, ConfigurationError, LeptonError, MissingDependency
 from lepton_airflow.settings import Settings
 
@@ -95,12 +95,8 @@ class FolderStore:
     def locked(self) -> Iterator[None]:
         with _reaching(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with first_in_line(self.folder):
                 yield
-            finally:
-                os.close(descriptor)
 
 
 class FsspecStore:

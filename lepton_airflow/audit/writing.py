@@ -128,11 +128,21 @@ def in_line(engine: sql.Engine) -> Iterator[None]:
 
     :raises AuditUnavailable: it was not reached in 10 seconds
     """
-    path = Path(f"{engine.url.database}-line")
+    with first_in_line(Path(f"{engine.url.database}-line")):
+        yield
+
+
+@contextmanager
+def first_in_line(path: Path) -> Iterator[None]:
+    """Hold the place at the head of the line at a file, which is made, or a folder.
+
+    :raises AuditUnavailable: it was not reached in 10 seconds
+    """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        flags = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR | os.O_CREAT
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o660)
     except OSError as error:
-        raise _unavailable(f"The line of writers cannot be joined ({type(error).__name__})", path) from None
+        raise _unavailable(f"The line cannot be joined ({type(error).__name__})", path) from None
     try:
         _lock(descriptor, path)
     except BaseException:
@@ -164,8 +174,8 @@ def _lock(descriptor: int, path: Path) -> None:
 
         threading.Thread(target=wait, daemon=True).start()
         if not reached.wait(_PATIENCE_SECONDS):
-            raise _unavailable("Other writers keep the audit database", path) from None
+            raise _unavailable("Another process has kept its place at this lock for 10 seconds", path) from None
 
 
 def _unavailable(rule: str, path: Path) -> AuditUnavailable:
-    return AuditUnavailable(f"{rule}.", place=str(path), remedy="See that no process hangs that writes to it.")
+    return AuditUnavailable(f"{rule}.", place=str(path), remedy="See that no process hangs that writes there.")

@@ -65,6 +65,13 @@ def verify(
             metavar="PLACE", help="Where the archives must be; may be repeated. Default: where they were written."
         ),
     ] = None,
+    verifier_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--verifier-key",
+            help="With --offline: the sealer's public key; neither a home nor its witnesses are asked for then.",
+        ),
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what is detected and what is not.")] = False,
     home: HomeOption = None,
 ) -> None:
@@ -78,10 +85,17 @@ def verify(
     if explain:
         typer.echo(EXPLANATION)
         return
+    earlier = None if since is None else _read_note(since)
+    if offline is not None and verifier_key is not None:
+        _report(verify_range(offline, verifier=Verifier.load(verifier_key), since=earlier, quorum=Quorum()))
+        return
+    if verifier_key is not None:
+        raise typer.BadParameter(
+            "It goes with --offline; otherwise the home names the key.", param_hint="--verifier-key"
+        )
     settings = load_settings(home)
     verifier = Verifier.load(settings.checkpoint_verifier)
     quorum = Quorum.of(settings)
-    earlier = None if since is None else _read_note(since)
     if offline is not None:
         _report(verify_range(offline, verifier=verifier, since=earlier, quorum=quorum))
         return

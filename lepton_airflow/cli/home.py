@@ -58,7 +58,10 @@ def init(
         settings.checkpoint_verifier.write_text(f"{verifier}\n")
         console.print(f"sealer key  {settings.checkpoint_signer}  (for the sealer alone)")
     if not settings.policy.exists():
-        settings.policy.write_text(files("lepton_airflow.access").joinpath("policy.template.yaml").read_text())
+        access = files("lepton_airflow.access")
+        # Editors that know YAML's language server check and complete the file by it.
+        modeline = f"# yaml-language-server: $schema={access.joinpath('policy.schema.json')}\n"
+        settings.policy.write_text(modeline + access.joinpath("policy.template.yaml").read_text())
         console.print(f"policy      {settings.policy}  (denies everything until you grant something)")
     if not (settings.keyring / keyset).exists():
         create_keyset(settings, keyset, recipients=(name,))

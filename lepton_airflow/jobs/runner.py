@@ -26,6 +26,7 @@ from lepton_airflow.jobs.spec import JobSpec, TableReference, TargetReference, p
 from lepton_airflow.keys.cipher import Cipher
 from lepton_airflow.keys.identity import Identity
 from lepton_airflow.lineage.emission import Announcement, announced
+from lepton_airflow.lineage.jobs import OPERATIONS
 from lepton_airflow.lineage.observation import Observation
 
 if TYPE_CHECKING:
@@ -315,7 +316,7 @@ def _run_job(
             typed = as_typed_error(error, place=name)
             announcement.observed = observation.to_dict()
             if guard is None or not guard.has_recorded(error):
-                audit.append(_failure_event(name, spec_digest, typed))
+                audit.append(_failure_event(name, fields, spec_digest, typed))
             payload = {"attempt": attempt, "error": typed.to_dict()}
             runs.put(engine, run_key, job=name, spec_digest=spec_digest, status="failure", payload=payload)
             typed.stored = True
@@ -337,7 +338,7 @@ def record_failure(
 ) -> None:
     """Append the outcome event of a job that could not report for itself: its driver did not start, or was killed."""
     with audit_log_of(settings, run_key, caller) as (_, _, audit):
-        audit.append(_failure_event(name, digest(dict(fields)), error))
+        audit.append(_failure_event(name, fields, digest(dict(fields)), error))
 
 
 @contextmanager
@@ -401,12 +402,20 @@ def _load(name: str) -> tuple[type[JobSpec], Callable[[Any, Job], dict[str, Any]
     return getattr(module, JOBS[name]), module.run
 
 
-def _failure_event(name: str, spec_digest: str, error: LeptonError) -> Event:
+def _failure_event(name: str, fields: Mapping[str, Any], spec_digest: str, error: LeptonError) -> Event:
+    """The outcome of a job that did not get as far as its intent; of a spec that may be wrong it tells what is there."""
+    table = fields.get("target" if name == "encrypt_columns" else "source")
+    dataset = table.get("name") if isinstance(table, Mapping) else None
+    columns, purpose = fields.get("columns"), fields.get("purpose")
+    named = columns if isinstance(columns, (list, tuple, Mapping)) else ()
     return Event(
-        action=name,
+        action=OPERATIONS.get(name, name),
         phase="failure",
+        dataset=dataset if isinstance(dataset, str) else None,
+        columns=tuple(column for column in named if isinstance(column, str)),
+        purpose=purpose if isinstance(purpose, str) else None,
         spec_digest=spec_digest,
-        details={"error": error.code, "text": str(error)},
+        details={"job": name, "error": error.code, "text": str(error)},
     )
 
 

@@ -6,7 +6,6 @@ task on the same datasets are one step.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 Direction = Literal["up", "down", "both"]
 
 #: The actions that move data, as events name them.
+#: What is asked of an event; what is none is for verification to say.
+_FIELDS = {"action", "phase", "event_id", "intent", "run_key", "dataset", "details", "counts", "columns", "time"}
 ACTIONS = ("decrypt", "encrypt", "release", "rotate", "train")
 
 
@@ -180,10 +181,13 @@ def _events(engine: Engine) -> Iterator[Mapping[str, Any]]:
     import sqlalchemy as sql
 
     from lepton_airflow.audit.database import leaf_table, reading
+    from lepton_airflow.audit.search import readable_event
 
     # Leaves are canonical JSON, without spaces: the database picks what the graph is made of.
     wanted = sql.or_(*(leaf_table.c.payload.contains(f'"action":"{action}"', autoescape=True) for action in ACTIONS))
     query = sql.select(leaf_table.c.payload).where(wanted).order_by(leaf_table.c.id)
     with reading(engine) as connection:
         for payload in connection.execution_options(yield_per=1000).execute(query).scalars():
-            yield json.loads(payload)
+            event = readable_event(payload)
+            if event is not None and event.keys() >= _FIELDS and isinstance(event["details"], dict):
+                yield event

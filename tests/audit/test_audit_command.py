@@ -101,10 +101,16 @@ def test_what_is_exported_verifies_offline_without_the_database(log_home: Path) 
     verified = lepton_audit("verify", log_home, "--offline", folder / "events.parquet")
     assert (verified.exit_code, verified.stdout[:13]) == (0, "ok: 20 events")
     assert "Only leaves 5 to 14 of 20 are here" in verified.stderr
+    key = log_home / "sealer.pub"
+    Settings(home=log_home).checkpoint_verifier.rename(key)
+    nowhere = log_home / "nowhere"
+    verified = lepton_audit("verify", nowhere, "--offline", folder, "--verifier-key", key)
+    assert (verified.exit_code, verified.stdout[:13]) == (0, "ok: 20 events")
+    assert lepton_audit("verify", nowhere, "--verifier-key", key).exit_code == 2
     data = bytearray((folder / "checkpoint").read_bytes())
     data[20] ^= 1
     (folder / "checkpoint").write_bytes(data)
-    assert lepton_audit("verify", log_home, "--offline", folder).exit_code == 1
+    assert lepton_audit("verify", nowhere, "--offline", folder, "--verifier-key", key).exit_code == 1
 
 
 def test_an_unclear_range_is_an_error(log_home: Path, tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_a_writer_that_is_stopped_in_line_keeps_others_waiting_only_so_long(
 
     log = open_log(sqlite_engine)
     monkeypatch.setattr(writing, "_PATIENCE_SECONDS", 0.05)
-    with writing.in_line(sqlite_engine), pytest.raises(AuditUnavailable, match="Other writers"):
+    with writing.in_line(sqlite_engine), pytest.raises(AuditUnavailable, match="kept its place"):
         log.append(note())
     log.append(note())
     assert len(rows(sqlite_engine)) == 1

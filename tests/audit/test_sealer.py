@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sql
 
+from lepton_airflow.audit import writing
 from lepton_airflow.audit.canonical import canonical_json
 from lepton_airflow.audit.checkpoint import Checkpoint, Signer
 from lepton_airflow.audit.database import checkpoint_table, leaf_table
@@ -243,6 +244,26 @@ def test_sealers_writers_and_verifiers_at_once_lose_and_repeat_nothing(
     assert seal(engine, signer=signer, exports=exports).tree_size == 93
     report = verify(engine, verifier=signer.verifier, exports=exports)
     assert (report.findings, report.tree_size, report.notes) == ((), 93, ())
+
+
+@pytest.mark.parametrize("place", ["line", "export"])
+def test_a_sealer_waits_for_others_only_so_long(
+    sqlite_engine: sql.Engine,
+    signer: Signer,
+    exports: list[Path],
+    write: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    monkeypatch.setattr(writing, "_PATIENCE_SECONDS", 0.05)
+    write(sqlite_engine, 3)
+    exports[0].mkdir()
+    lock = Path(f"{sqlite_engine.url.database}-line") if place == "line" else exports[0]
+    with writing.first_in_line(lock), pytest.raises(AuditUnavailable, match="kept its place"):
+        seal(sqlite_engine, signer=signer, exports=exports)
+    assert checkpoints(sqlite_engine) == ([] if place == "line" else [4])
+    assert seal(sqlite_engine, signer=signer, exports=exports).tree_size == 4
+    assert verify(sqlite_engine, verifier=signer.verifier, exports=exports).ok
 
 
 def test_on_postgresql_a_seal_leaves_out_what_a_running_transaction_may_still_precede(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def test_a_new_home_works_and_denies_everything(folder: Path) -> None:
     assert FileKeyring(settings.keyring).open("default", cipher="AES256_GCM", identity=identity)
     request = Request("owner", "encrypt", "clinic.visits", ("email",), "ingestion")
     assert not Policy.load(settings.policy).decide(request).allow
+    schema = settings.policy.read_text().splitlines()[0].removeprefix("# yaml-language-server: $schema=")
+    assert json.loads(Path(schema).read_text())["title"] == "Policy"
     engine = connect(settings)
     report = verify(engine, verifier=Verifier.load(settings.checkpoint_verifier), exports=settings.checkpoint_exports)
     engine.dispose()

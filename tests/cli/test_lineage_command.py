@@ -11,9 +11,10 @@ from typer.testing import CliRunner, Result
 
 from lepton_airflow.access.guard import Guard
 from lepton_airflow.access.policy import Policy
-from lepton_airflow.audit.database import connect
+from lepton_airflow.audit.database import connect, leaf_table
 from lepton_airflow.audit.event import Actor
 from lepton_airflow.audit.log import AuditLog
+from lepton_airflow.audit.merkle import leaf_hash
 from lepton_airflow.cli import app
 from lepton_airflow.errors import ConfigurationError
 from lepton_airflow.lineage.audited import ciphers_text
@@ -182,6 +183,17 @@ def test_an_event_that_says_a_name_of_an_action_in_another_place_is_not_taken_fo
         pass
     assert len(read_graph(engine).steps) == before
     log.close()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("payload", ['{"action":"encrypt"', '{"action":"encrypt"}', '[{"action":"encrypt"}]'])
+def test_a_row_that_is_no_event_is_left_to_verification(clinic: Settings, payload: str) -> None:
+    engine = connect(clinic)
+    before = read_graph(engine)
+    with engine.begin() as connection:
+        row = {"event_id": "odd", "payload": payload, "leaf_hash": leaf_hash(payload.encode())}
+        connection.execute(leaf_table.insert().values(row))
+    assert read_graph(engine) == before
     engine.dispose()
 
 

@@ -12,7 +12,7 @@ from lepton_airflow.access.engine import load_policy
 from lepton_airflow.audit.checkpoint import Signer, generate_signer
 from lepton_airflow.audit.database import connect, leaf_table
 from lepton_airflow.audit.sealer import seal
-from lepton_airflow.errors import AccessDenied, ConfigurationError
+from lepton_airflow.errors import AccessDenied, ConfigurationError, SpecError
 from lepton_airflow.jobs.main import main
 from lepton_airflow.jobs.runner import Caller, run_job
 from lepton_airflow.settings import Settings
@@ -58,7 +58,27 @@ def test_a_policy_that_cannot_be_loaded_is_an_event_and_nothing_else_happens(sea
     sealed_home.policy.write_text("version: 2")
     with pytest.raises(ConfigurationError):
         run_job("verify_audit", {"purpose": "test"}, settings=sealed_home, run_key="d/t/r/-1")
-    assert steps(sealed_home) == [("policy.load", "failure"), ("verify_audit", "failure")]
+    assert steps(sealed_home) == [("policy.load", "failure"), ("verify", "failure")]
+
+
+def test_a_job_that_did_not_get_as_far_as_its_intent_is_found_by_what_it_was_to_do(home: Settings) -> None:
+    fields = {
+        "source": {"name": "clinic.visits_raw", "path": "/nowhere"},
+        "target": {"name": "clinic.visits", "path": "/nowhere/else"},
+        "keyset": "clinic",
+        "columns": {"email": {"cipher": "NONE"}},
+        "purpose": "test",
+    }
+    with pytest.raises(SpecError):
+        run_job("encrypt_columns", fields, settings=home, run_key="first")
+    with pytest.raises(SpecError):
+        run_job(
+            "encrypt_columns", {"source": 5, "target": [], "columns": "x", "purpose": {}}, settings=home, run_key="2"
+        )
+    first, second = (event for event in events(home) if event["phase"] == "failure")
+    told = (first["action"], first["dataset"], first["columns"], first["purpose"], first["details"]["job"])
+    assert told == ("encrypt", "clinic.visits", ["email"], "test", "encrypt_columns")
+    assert (second["dataset"], second["columns"], second["purpose"]) == (None, [], None)
 
 
 def test_a_denied_verification_is_an_event(sealed_home: Settings) -> None:
