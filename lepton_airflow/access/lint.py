@@ -25,6 +25,7 @@ from lepton_airflow.access.patterns import (
     is_plain,
     matches_any_case,
     matches_exactly,
+    outside,
     overlap,
 )
 from lepton_airflow.access.policy import Denial, Grant, Policy, Rule
@@ -32,6 +33,7 @@ from lepton_airflow.access.request import WHOLE_DATASET, moment
 
 Severity = Literal["error", "warning"]
 Kind = Literal[
+    "broad-grant",
     "contained-rule",
     "dead-part",
     "empty-role",
@@ -94,6 +96,7 @@ def lint(policy: Policy, *, keysets: Sequence[SealedKeyset] = (), at: datetime |
         *_expired(policy, moment(at)),
         *_unapprovable(policy),
         *_keys(policy, keysets),
+        *_broader(policy, keysets),
     ]
     return tuple(sorted(found, key=lambda finding: finding.severity != "error"))
 
@@ -309,6 +312,24 @@ def _keys(policy: Policy, keysets: Sequence[SealedKeyset]) -> Iterator[Finding]:
                 f"Run `lepton keys revoke {keyset.name} --recipient {holder}`, unless it keeps the keys for others."
             )
             yield Finding(f"keyset {keyset.name}", "warning", "key-without-grant", text, remedy)
+
+
+def _broader(policy: Policy, keysets: Sequence[SealedKeyset]) -> Iterator[Finding]:
+    """Grants of what needs keys that reach beyond the datasets that any keyset protects, if it is known of all of them."""
+    protected = tuple(dict.fromkeys(pattern for keyset in keysets for pattern in keyset.datasets))
+    if not keysets or not all(keyset.datasets for keyset in keysets):
+        return
+    for grant in policy.grants:
+        if not _NEED_KEYS.intersection(grant.actions):
+            continue
+        for pattern in grant.datasets:
+            name = outside(protected, pattern)
+            if name is not None:
+                nothing = not any(overlap(pattern, one) for one in protected)
+                more = ", nor anything else that it matches" if nothing else ""
+                text = f"Its dataset {pattern!r} matches {name!r}, which no keyset protects{more}."
+                remedy = "Grant no more than the keysets protect, or say what else they do with --keyset."
+                yield Finding(grant.id, "warning", "broad-grant", text, remedy)
 
 
 def _using_keys(policy: Policy, grant: Grant, datasets: Sequence[str]) -> Iterator[tuple[str, ...]]:

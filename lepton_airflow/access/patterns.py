@@ -10,6 +10,7 @@ nobody knows whether ``a.b`` is a field of ``a`` or a column with a dot in its n
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase, translate
 from functools import lru_cache
@@ -141,27 +142,49 @@ def is_plain(pattern: str) -> bool:
     return not any(character in pattern for character in "*?[")
 
 
+class _TooMuch(Exception):
+    """More states than are walked through."""
+
+
 @lru_cache(maxsize=4096)
 def contains(outer: str, inner: str) -> bool:
     """Whether every name that ``inner`` matches is matched by ``outer`` too. False also where that is too much to find out."""
     if outer in ("*", inner):
         return True
-    wide, narrow = _tokens(outer), _tokens(inner)
-    alphabet = _alphabet((*wide, *narrow))
-    first = (_closure(narrow, {0}), _closure(wide, {0}))
-    seen, waiting = {first}, [first]
+    try:
+        return _outside((outer,), inner) is None
+    except _TooMuch:
+        return False
+
+
+@lru_cache(maxsize=4096)
+def outside(patterns: tuple[str, ...], inner: str) -> str | None:
+    """A name that ``inner`` matches and none of the patterns does. None also where that is too much to find out."""
+    try:
+        return _outside(patterns, inner)
+    except _TooMuch:
+        return None
+
+
+def _outside(patterns: tuple[str, ...], inner: str) -> str | None:
+    """:raises _TooMuch: it cannot be found out"""
+    narrow, wide = _tokens(inner), [_tokens(pattern) for pattern in patterns]
+    alphabet = _alphabet((*narrow, *(token for tokens in wide for token in tokens)))
+    first = (_closure(narrow, {0}), *(_closure(tokens, {0}) for tokens in wide))
+    seen, waiting = {first}, deque([(first, "")])
     while waiting:
         if len(seen) > _MOST_STATES:
-            return False
-        left, right = waiting.pop()
-        if len(narrow) in left and len(wide) not in right:
-            return False
+            raise _TooMuch
+        (left, *right), name = waiting.popleft()
+        if len(narrow) in left and not any(len(tokens) in states for tokens, states in zip(wide, right, strict=True)):
+            return name
         for character in alphabet:
-            step = (_step(narrow, left, character), _step(wide, right, character))
+            stepped = (_step(tokens, states, character) for tokens, states in zip(wide, right, strict=True))
+            step = (_step(narrow, left, character), *stepped)
             if step[0] and step not in seen:
                 seen.add(step)
-                waiting.append(step)
-    return True
+                waiting.append((step, name + character))
+    return None
 
 
 @lru_cache(maxsize=4096)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_airflow.access.lint import SealedKeyset, lint
+from lepton_airflow.access.lint import Finding, SealedKeyset, lint
 from lepton_airflow.access.policy import Policy, Request
 
 GRANT: dict[str, Any] = {
@@ -28,6 +28,13 @@ ROLES = {"billing": {"members": ["ann", "bob"]}, "clerks": {"members": ["ann"]},
 def found(
     grants: list[dict[str, Any]], denials: list[dict[str, Any]] | None = None, *keysets: SealedKeyset, **roles: Any
 ) -> list[tuple[str, str, str]]:
+    findings = all_findings(grants, *keysets, denials=denials, **roles)
+    return [(finding.rule, finding.severity, finding.kind) for finding in findings]
+
+
+def all_findings(
+    grants: list[dict[str, Any]], *keysets: SealedKeyset, denials: list[dict[str, Any]] | None = None, **roles: Any
+) -> tuple[Finding, ...]:
     used = {rule["role"] for rule in (*grants, *(denials or []))}
     fields = {
         "version": 1,
@@ -39,7 +46,7 @@ def found(
     assert all(
         (finding.text.endswith(".") and finding.remedy.endswith(".")) or "=" in finding.remedy for finding in findings
     )
-    return [(finding.rule, finding.severity, finding.kind) for finding in findings]
+    return findings
 
 
 def test_a_policy_without_mistakes_has_no_findings() -> None:
@@ -199,14 +206,14 @@ def test_an_approval_that_nobody_may_give_is_found(
     assert [one for one in found(grants, denials) if one[2] == "unapprovable-grant"] == wanted * finds
 
 
-def keyset(*holders: str, datasets: tuple[str, ...] = ("clinic.visits",), partly: tuple[str, ...] = ()) -> SealedKeyset:
+def keyset(*holders: str, datasets: tuple[str, ...] = ("clinic.*",), partly: tuple[str, ...] = ()) -> SealedKeyset:
     return SealedKeyset("clinic", frozenset(holders) | frozenset(partly), frozenset(holders), datasets)
 
 
 def test_grants_and_keys_that_fit_have_no_findings() -> None:
     assert found([GRANT], [], keyset("ann", "bob")) == []
     assert found([RELEASE], [], keyset()) == []
-    assert found([GRANT], [], keyset(datasets=("lab.*",))) == []
+    assert found([GRANT], [], keyset("ann", "bob", datasets=("clinic.[a-m]*", "clinic.[!a-m]*", "clinic."))) == []
 
 
 @pytest.mark.parametrize(
@@ -215,6 +222,27 @@ def test_grants_and_keys_that_fit_have_no_findings() -> None:
 )
 def test_a_grant_broader_than_the_keys(sealed: SealedKeyset, severity: str) -> None:
     assert found([GRANT], [], sealed) == [("read", severity, "grant-without-key")]
+
+
+@pytest.mark.parametrize(
+    ("datasets", "reach"),
+    [
+        (("clinic.visits",), "matches 'clinic.', which no keyset protects."),
+        (("clinic.?*",), "matches 'clinic.', which no keyset protects."),
+        (("lab.*",), "which no keyset protects, nor anything else that it matches."),
+    ],
+)
+def test_a_grant_broader_than_what_the_keys_protect(datasets: tuple[str, ...], reach: str) -> None:
+    sealed = keyset("ann", "bob", datasets=datasets)
+    (finding,) = [one for one in all_findings([GRANT], sealed) if one.kind == "broad-grant"]
+    assert (finding.rule, finding.severity) == ("read", "warning")
+    assert finding.text.endswith(reach)
+    # Another keyset may protect the rest, and of one nothing is known.
+    other = SealedKeyset("other", frozenset(), frozenset(), ("clinic*",))
+    assert not [one for one in all_findings([GRANT], sealed, other) if one.kind == "broad-grant"]
+    unknown = SealedKeyset("other", frozenset(), frozenset(), ())
+    assert not [one for one in all_findings([GRANT], sealed, unknown) if one.kind == "broad-grant"]
+    assert not [one for one in all_findings([RELEASE], sealed) if one.kind == "broad-grant"]
 
 
 def test_a_key_of_somebody_to_whom_nothing_is_granted() -> None:

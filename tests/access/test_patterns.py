@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_airflow.access.patterns import contains, fold, matches_any_case, matches_exactly, overlap, readings
+from lepton_airflow.access.patterns import contains, fold, matches_any_case, matches_exactly, outside, overlap, readings
 from lepton_airflow.encryption import paths
 
 # Names up to length 6 tell any two of these patterns apart: none has more than four parts, or three beside a star.
@@ -40,6 +40,19 @@ def test_contains_and_overlap_say_what_all_names_say(outer: str, inner: str) -> 
         assert not matched <= around or "?" in inner or "[!" in inner or "*" in inner
 
 
+@settings(max_examples=150, deadline=None)
+@given(patterns=st.lists(PATTERNS, max_size=3).map(tuple), inner=PATTERNS)
+def test_a_name_outside_is_matched_by_none_of_the_patterns(patterns: tuple[str, ...], inner: str) -> None:
+    name = outside(patterns, inner)
+    if name is None:
+        assert all(
+            any(matches_exactly(one, pattern) for pattern in patterns) for one in NAMES if matches_exactly(one, inner)
+        )
+    else:
+        assert matches_exactly(name, inner)
+        assert not any(matches_exactly(name, pattern) for pattern in patterns)
+
+
 @pytest.mark.parametrize(
     ("outer", "inner", "expected"),
     [
@@ -67,6 +80,7 @@ def test_containment(outer: str, inner: str, expected: bool) -> None:
 def test_what_is_too_much_to_find_out_is_not_claimed() -> None:
     much = "*a" + "?" * 24
     assert contains(much, "*b" + "?" * 24) is False
+    assert outside((much,), "*b" + "?" * 24) is None
 
 
 @pytest.mark.parametrize(("one", "other"), [("Email", "eMAIL"), ("\u212aey", "key"), ("\u0130D", "id")])
