@@ -440,6 +440,7 @@ def test_an_engine_that_begins_to_read_is_noticed_where_it_is_used() -> None:
         "release_aggregates",
         "retrain_model",
         "rotate_keys",
+        "score_model",
     ],
 )
 def test_a_job_that_loses_its_guard_is_found(job: str) -> None:

@@ -117,9 +117,9 @@ def log(request: pytest.FixtureRequest, originals: Callable[[str], SealedLog], t
     engine.dispose()
 
 
-@pytest.fixture
+@pytest.fixture(params=range(4))
 def place(request: pytest.FixtureRequest) -> random.Random:
-    """Positions differ from test to test and from store to store, and are the same in every run."""
+    """Four times, other positions each time and for each test and store, and the same in every run."""
     return random.Random(request.node.name)
 
 
