@@ -46,13 +46,22 @@ class Clock:
         else:
             self._producers[producer] = (sequence, time)
 
-    def follow(self, producer: uuid.UUID, sequence: int, time: datetime) -> bool:
-        """Take in events behind the last one, of its producer and none before it; False, and nothing done, if one is odd.
+    def take(self, producer: uuid.UUID, sequence: int, *, first: datetime, last: datetime, closes: bool) -> bool:
+        """Take in events of one producer that stand behind each other, none before the one before it; False, and nothing done, if
+        the first is before what it follows upon, or the last in the future.
 
-        :param sequence: the last one's number, as ``time`` is its time: the latest
+        :param sequence: the last one's number
         """
-        if time - self._now > LOG_TOLERANCE:
+        known = self._producers.get(producer)
+        if (
+            last - self._now > LOG_TOLERANCE
+            or (known is not None and known[1] - first > PRODUCER_TOLERANCE)
+            or (self._before is not None and self._before - first > LOG_TOLERANCE)
+        ):
             return False
-        self._before = time
-        self._producers[producer] = (sequence, time)
+        self._before = last
+        if closes:
+            self._producers.pop(producer, None)
+        else:
+            self._producers[producer] = (sequence, last)
         return True

@@ -73,8 +73,25 @@ class Producers:
         if event.counted is not None:
             if event.counted != sequence:
                 yield Finding("malformed", leaf.position, "The closing event does not count the events before it.")
-            del self._open[producer_id]
-            self._finished += [(producer_id, producer)] if producer.missing else []
+            self._close(producer_id)
+
+    def take(self, series: Series) -> bool:
+        """Take in a whole series.
+
+        :returns: False, and nothing is done, if its first leaf is not sound or does not follow upon what was seen of its producer
+        """
+        opening = series.opening
+        if opening is None:
+            return False
+        producer = self._open.get(opening.producer) or _Producer()
+        if opening.sequence != producer.next_sequence or opening.previous not in _hashes(producer.last):
+            return False
+        time, sequence = (series.last or opening).time, opening.sequence + series.length - 1
+        if not self._clock.take(opening.producer, sequence, first=opening.time, last=time, closes=series.closes):
+            return False
+        self._open[opening.producer] = producer
+        self._go_on(opening.producer, producer, series, sequence)
+        return True
 
     def follow(self, series: Series) -> bool:
         """Take in the leaves of a series behind its first, which was checked just now.
@@ -85,20 +102,27 @@ class Producers:
         producer = None if last is None else self._open.get(last.producer)
         if last is None or producer is None or producer.last is None or producer.last.tree_index != series.first:
             return False
-        if not self._clock.follow(last.producer, last.sequence, last.time):
+        # The first was looked at by itself, and none of the others is before it.
+        if not self._clock.take(last.producer, last.sequence, first=last.time, last=last.time, closes=series.closes):
             return False
-        producer.next_sequence = last.sequence + 1
+        self._go_on(last.producer, producer, series, last.sequence)
+        return True
+
+    def _go_on(self, producer_id: uuid.UUID, producer: _Producer, series: Series, sequence: int) -> None:
+        """Note that a producer has come to the end of a series, which has this number."""
+        producer.next_sequence = sequence + 1
         index = series.first + series.length - 1
+        event_id, hashed = (series.event_id, series.hashed) if series.last is None else series.last[:2]
         # Of the last leaf only its place and its hash will be asked for.
         producer.last = Leaf(
-            row=index,
-            event_id=last.event_id.decode(),
-            payload=b"",
-            stored_hash=last.hashed,
-            actual_hash=last.hashed,
-            tree_index=index,
+            row=index, event_id=event_id.decode(), payload=b"", stored_hash=hashed, actual_hash=hashed, tree_index=index
         )
-        return True
+        if series.closes:
+            self._close(producer_id)
+
+    def _close(self, producer_id: uuid.UUID) -> None:
+        producer = self._open.pop(producer_id)
+        self._finished += [(producer_id, producer)] if producer.missing else []
 
     def skip(self, leaf: Leaf) -> None:
         """Take in a leaf whose payload cannot be trusted: the event id beside it says whose it was."""

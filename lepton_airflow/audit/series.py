@@ -52,6 +52,18 @@ class Rows(NamedTuple):
     hashes: list[bytes]
 
 
+class Opening(NamedTuple):
+    """The first leaf of a series, which is sound by itself; whether it follows upon others of its producer was not looked at.
+
+    :param previous: the hash of the producer's preceding event in hex; None before its first
+    """
+
+    producer: uuid.UUID
+    sequence: int
+    previous: str | None
+    time: datetime
+
+
 class Last(NamedTuple):
     """The last leaf of a series, which was checked as far as the series' first can be believed."""
 
@@ -63,14 +75,16 @@ class Last(NamedTuple):
 
 
 class Series(NamedTuple):
-    """Leaves of one producer, one behind the other. Nothing was checked of the first, everything of the others but the clock.
+    """Leaves of one producer, one behind the other. Of all but the first everything was checked but the clock.
 
     The clock: their times do not go back; :class:`Last` has the latest.
 
     :param first: its position
     :param length: how many there are
     :param event_id: of the first, as are ``payload`` and ``hashed``
+    :param opening: None if nothing was found out about the first
     :param last: None if there is only one
+    :param closes: whether the last one closes its producer, and counts its events right
     """
 
     first: int
@@ -78,7 +92,9 @@ class Series(NamedTuple):
     event_id: bytes
     payload: bytes
     hashed: bytes
+    opening: Opening | None
     last: Last | None
+    closes: bool
 
 
 def series_of(rows: Rows, *, first: int, forms: Forms) -> Iterator[Series]:
@@ -89,40 +105,43 @@ def series_of(rows: Rows, *, first: int, forms: Forms) -> Iterator[Series]:
     """
     start = 0
     while start < len(rows.payloads):
-        stop, last = _follow(rows, start, forms)
+        stop, opening, last, closes = _follow(rows, start, forms)
         yield Series(
             first=first + start,
             length=stop - start,
             event_id=rows.event_ids[start],
             payload=rows.payloads[start],
             hashed=rows.hashes[start],
+            opening=opening,
             last=last,
+            closes=closes,
         )
         start = stop
 
 
-def _follow(rows: Rows, start: int, forms: Forms) -> tuple[int, Last | None]:
-    """Where the series that begins at ``start`` ends, and its last row."""
+def _follow(rows: Rows, start: int, forms: Forms) -> tuple[int, Opening | None, Last | None, bool]:
+    """Where the series that begins at ``start`` ends, its first and its last row, and whether it closes its producer."""
     match = forms.match(rows.payloads[start])
     if match is None:
         # Whatever ends a series begins the next one: so each leaf is looked at once.
         forms.learn(rows.payloads[start])
-    if match is None or not _goes_on(match):
-        return start + 1, None
-    frame, stop, ended = _Frame.of(match), start + 1, False
+    if match is None or not _is_moment(match[6][:_TO_THE_SECOND]):
+        return start + 1, None, None, False
+    frame, stop = _Frame.of(match), start + 1
+    opening, ended = frame.opening(match, rows.event_ids[start]), frame.closes
     while not ended and stop < len(rows.payloads):
         frames = _one_by_one(frame, rows, stop, forms)
         count = len(frames) - 1
         right = _right_ids(rows.event_ids[stop : stop + count], frame.producer, frame.sequence + 1)
         repeats = count > 0 and frames[-1].parts == frames[-2].parts
-        ended = right < count or not (repeats or count == _TOGETHER)
         frame, stop = frames[right], stop + right
+        ended = right < count or frame.closes or not (repeats or count == _TOGETHER)
         if repeats and not ended:
             stop, frame = frame.repeated(rows, stop)
     if stop == start + 1:
-        return stop, None
-    moment = datetime.fromisoformat(frame.time.decode())
-    return stop, Last(rows.event_ids[stop - 1], rows.hashes[stop - 1], frame.producer, frame.sequence, moment)
+        return stop, opening, None, frame.closes
+    last = Last(rows.event_ids[stop - 1], rows.hashes[stop - 1], frame.producer, frame.sequence, _moment(frame.time))
+    return stop, opening, last, frame.closes
 
 
 def _one_by_one(frame: _Frame, rows: Rows, start: int, forms: Forms) -> list[_Frame]:
@@ -130,10 +149,10 @@ def _one_by_one(frame: _Frame, rows: Rows, start: int, forms: Forms) -> list[_Fr
     frames = [frame]
     for number in range(start, min(start + _TOGETHER, len(rows.payloads))):
         match = forms.match(rows.payloads[number])
-        if match is None or not _goes_on(match) or not frames[-1].precedes(match, rows, number):
+        if match is None or not frames[-1].precedes(match, rows, number):
             break
         frames.append(_Frame.of(match))
-        if frames[-1].parts == frames[-2].parts:
+        if frames[-1].closes or frames[-1].parts == frames[-2].parts:
             break
     return frames
 
@@ -150,11 +169,6 @@ def _right_ids(event_ids: list[bytes], producer: uuid.UUID, sequence: int) -> in
     return count if not wrong(count) else bisect(range(count), False, key=wrong) - 1
 
 
-def _goes_on(match: re.Match[bytes]) -> bool:
-    """Whether a series may go on behind a leaf: it does not close its producer, and its time is a moment."""
-    return not match[1] and _is_moment(match[6][:_TO_THE_SECOND])
-
-
 class _Frame(NamedTuple):
     """A leaf between whose constant parts stand its event id, its predecessor's hash, its number and its time, in this order."""
 
@@ -162,6 +176,7 @@ class _Frame(NamedTuple):
     producer: uuid.UUID
     sequence: int
     time: bytes
+    closes: bool
 
     @classmethod
     def of(cls, match: re.Match[bytes]) -> _Frame:
@@ -171,17 +186,29 @@ class _Frame(NamedTuple):
         if previous == two:  # the parts are those of the leaves that follow, which do have a predecessor
             middle, then = middle.removesuffix(b"null") + b'"', b'"' + then
         parts = (payload[:event_id], middle, then, payload[three:time], payload[four:])
-        return cls(parts, _uuid(match[3]), int(match[5]), match[6])
+        return cls(parts, _uuid(match[3]), int(match[5]), match[6], match[1] != b"")
+
+    def opening(self, match: re.Match[bytes], event_id: bytes) -> Opening | None:
+        """What is to be known of this leaf as the first of a series, if it is sound.
+
+        :param event_id: the one beside it
+        """
+        counted, own_id, _, previous, sequence, _ = match.groups()
+        if own_id != event_id or counted not in (b"", sequence) or not _are_ids([own_id], self.producer, [sequence]):
+            return None
+        return Opening(self.producer, self.sequence, previous.decode() or None, _moment(self.time))
 
     def precedes(self, match: re.Match[bytes], rows: Rows, number: int) -> bool:
         """Whether the row of this number, in a known form, is what must follow upon this leaf, its neighbour, but for its id."""
-        _, event_id, producer, previous, sequence, time = match.groups()
+        counted, event_id, producer, previous, sequence, time = match.groups()
         return (
-            int(sequence) == self.sequence + 1
+            counted in (b"", sequence)
+            and int(sequence) == self.sequence + 1
             and _uuid(producer) == self.producer
             and previous == rows.hashes[number - 1].hex().encode()
             and time >= self.time
             and event_id == rows.event_ids[number]
+            and _is_moment(time[:_TO_THE_SECOND])
         )
 
     def repeated(self, rows: Rows, start: int) -> tuple[int, _Frame]:
@@ -242,6 +269,10 @@ class _Frame(NamedTuple):
             and _are_in_order([before, *times])
         )
         return times[-1] if right else None
+
+
+def _moment(time: bytes) -> datetime:
+    return datetime.fromisoformat(time.decode())
 
 
 @lru_cache(maxsize=64)

@@ -227,6 +227,8 @@ class _Verification:
             self._compare_root()
         self.next_index = task.stop
         for series in block.series:
+            if self.producers.take(series):
+                continue
             first = Leaf(
                 row=series.first,
                 event_id=series.event_id.decode(errors="replace"),

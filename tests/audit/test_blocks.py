@@ -98,6 +98,13 @@ WRONGS: dict[str, Callable[[Payload], Any]] = {
     "no previous": _set_producer("previous", lambda _: None),
     "number behind": _set_producer("sequence", lambda number: max(number - 1, 0)),
     "number ahead": _set_producer("sequence", lambda number: number + 1),
+    "number ahead, and its id": lambda leaf: (
+        _set_producer("sequence", lambda number: number + 1)(leaf),
+        leaf.__setitem__("event_id", event_id_of(uuid.UUID(leaf["producer"]["id"]), int(leaf["producer"]["sequence"]))),
+    ),
+    "closes, and counts wrongly": lambda leaf: leaf.update(
+        action="producer", phase="close", counts={"events": leaf["producer"]["sequence"] + 1}, dataset=None
+    ),
     "number below zero": _set_producer("sequence", lambda number: -1 - number),
     "number as text": _set_producer("sequence", str),
     "producer": _set_producer("id", lambda _: str(uuid.UUID(int=9, version=4))),
@@ -307,15 +314,27 @@ def test_like_events_are_not_checked_one_by_one(
 
 
 BROKEN: dict[str, Callable[[Payload], Any]] = {
-    "event id": lambda leaf: leaf.__setitem__("event_id", str(uuid.uuid5(uuid.UUID(int=5, version=4), "76"))),
+    "event id": lambda leaf: leaf.__setitem__("event_id", str(uuid.uuid5(uuid.UUID(int=5, version=4), "299"))),
     "number": _set_producer("sequence", lambda number: number + 1),
     "previous": _set_producer("previous", lambda _: "0" * 64),
     "producer": _set_producer("id", lambda _: str(uuid.UUID(int=9, version=4))),
     "time": _set("time", "2026-01-31T23:59:57.000000Z"),
     "moment": _set("time", "2026-02-31T23:59:57.000000Z"),
-    "closing": lambda leaf: leaf.update(action="producer", phase="close", counts={"events": 77}),
+    "closing": lambda leaf: leaf.update(action="producer", phase="close", counts={"events": 300}, dataset=None),
+    "closing wrongly": lambda leaf: leaf.update(action="producer", phase="close", counts={"events": 77}, dataset=None),
     "unusual": _set("dataset", "été"),
 }
+
+
+def closing_leaf() -> bytes:
+    producer = uuid.UUID(int=6, version=4)
+    return LeafEncoder(actor=ACTOR, run_key="run", producer=producer).encode(
+        Event(action="producer", phase="close", counts={"events": 2}),
+        event_id=event_id_of(producer, 2),
+        sequence=2,
+        previous=bytes(32),
+        time="2026-01-31T23:59:57.000000Z",
+    )
 
 
 @pytest.mark.parametrize("alike", [True, False], ids=["alike", "unlike"])
@@ -331,7 +350,7 @@ def test_a_series_ends_where_an_event_is_not_what_must_follow(broken: str | None
             previous=leaf_hash(payloads[-1]) if payloads else None,
             time=f"{START + timedelta(seconds=number):%Y-%m-%dT%H:%M:%S.%f}Z",
         )
-        if number == 277 and broken is not None:
+        if number == 300 and broken is not None:
             event = json.loads(leaf)
             BROKEN[broken](event)
             leaf = canonical_json(event)
@@ -339,15 +358,62 @@ def test_a_series_ends_where_an_event_is_not_what_must_follow(broken: str | None
     ids = [json.loads(payload)["event_id"].encode() for payload in payloads]
     rows = Rows(ids, payloads, [leaf_hash(payload) for payload in payloads])
     forms = Forms()
-    for payload in payloads[:2] * 2:
+    for payload in [*payloads[:2], closing_leaf()] * 2:
         forms.learn(payload)
     found = [(series.first, series.length) for series in series_of(rows, first=1000, forms=forms)]
     if broken is None:
         assert found == [(1000, 330)]
+    elif broken == "closing":
+        assert found == [(1000, 301), (1301, 29)]
     elif broken in {"event id", "previous", "time"}:
-        assert found == [(1000, 277), (1277, 53)]
+        assert found == [(1000, 300), (1300, 30)]
     else:
-        assert found == [(1000, 277), (1277, 1), (1278, 52)]
+        assert found == [(1000, 300), (1300, 1), (1301, 29)]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_producers_are_followed_alike_series_by_series_and_leaf_by_leaf(seed: int) -> None:
+    source = random.Random(seed)
+    events = written(source, producers=source.choice([1, 3, 30]), events=150)
+    forms = Forms()
+    for event in events * 2:
+        forms.learn(canonical_json(event))
+    for number in source.sample(range(len(events)), source.choice([0, 1, 5])):
+        WRONGS[source.choice([name for name in WRONGS if name != "number as text"])](events[number])
+    for event in events if source.random() < 0.5 else []:
+        link(event, events)
+    if source.random() < 0.3:  # some are lost, or change places
+        del events[source.randrange(len(events))]
+        one, other = source.sample(range(len(events)), 2)
+        events[one], events[other] = events[other], events[one]
+    payloads = [canonical_json(event) for event in events]
+    ids = [str(event["event_id"]).encode() for event in events]
+    for number in source.sample(range(len(events)), source.choice([0, 0, 2])):
+        ids[number] = ids[number].replace(b"-", b"+")
+    hashes = [leaf_hash(payload) for payload in payloads]
+
+    def leaf(number: int) -> Leaf:
+        hashed = hashes[number]
+        return Leaf(number, ids[number].decode(), payloads[number], hashed, hashed, number)
+
+    singly, together = Producers(), Producers()
+    expected = [finding for number in range(len(events)) for finding in singly.check(leaf(number))]
+    found: list[Finding] = []
+    taken = 0
+    while (start := taken) < len(events):
+        taken = min(start + source.choice([1, 7, 64]), len(events))
+        rows = Rows(ids[start:taken], payloads[start:taken], hashes[start:taken])
+        for series in series_of(rows, first=start, forms=forms):
+            numbers = range(series.first, series.first + series.length)
+            if together.take(series):
+                continue
+            found += together.check(leaf(numbers[0]))
+            if series.length > 1 and not together.follow(series):
+                found += [finding for number in numbers[1:] for finding in together.check(leaf(number))]
+    assert found == expected
+    assert together.open_count == singly.open_count
+    assert [*together.missing()] == [*singly.missing()]
+    assert vars(together._clock) | {"_now": None} == vars(singly._clock) | {"_now": None}
 
 
 def test_each_leaf_without_a_form_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
