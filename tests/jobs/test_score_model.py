@@ -209,7 +209,10 @@ def test_a_tampered_model_is_not_loaded(home: Settings, champion: Path, tmp_path
     file.write_bytes(file.read_bytes()[:-1] + b"\x00\x00")
     with pytest.raises(ModelTampered):
         score(home, copy, written(visits(), tmp_path / "visits"))
-    assert not events(home, "evaluate")
+    # Nothing was opened, so there is no intent.
+    assert [(event["phase"], event["details"]["error"]) for event in events(home, "evaluate")] == [
+        ("failure", "ModelTampered")
+    ]
 
 
 def test_a_successor_with_other_inputs_or_classes_is_refused_and_the_champion_stays(
