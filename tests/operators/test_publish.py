@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk import Asset
+from airflow.sdk import Asset, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from lepton_airflow import operators
 from lepton_airflow.errors import EventNotSealed
 from lepton_airflow.hooks.lepton import LeptonHook
+from lepton_airflow.hooks.lineage import LineageMixin
 from lepton_airflow.jobs.runner import Caller
 from lepton_airflow.operators.publish import PublishReleaseOperator, ReleaseReceiptOperator
 from lepton_airflow.settings import Settings
@@ -155,3 +159,37 @@ def test_every_argument_is_documented(operator: type) -> None:
     }
     assert names >= {"release_task_id", "lepton_conn_id"}
     assert not [name for name in names if f":param {name}:" not in (operator.__doc__ or "")]
+
+
+def test_what_is_published_is_told_with_all_that_the_release_knew(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = {
+        "source": {"name": "clinic.visits", "path": "/data/visits"},
+        "privacy_unit": "patient",
+        "group_by": ["ward"],
+        "groups": ["north"],
+        "metrics": [{"name": "visits", "type": "count"}],
+        "epsilon": "0.5",
+        "target": "/data/release.json",
+        "purpose": "statistics",
+    }
+    monkeypatch.setattr("lepton_airflow.jobs.publish_release.released_spec", lambda _run_key, **_: spec)
+    run = Run({"chosen_options": ["Approve"], "responded_by_user": BOB})
+    monkeypatch.setattr("lepton_airflow.jobs.publish_release.approve_release", run.approve)
+    monkeypatch.setattr("lepton_airflow.jobs.publish_release.publish_release", run.publish)
+    operator = PublishReleaseOperator(
+        task_id="publish", release_task_id="release", approval_task_id="approve", outlets=[Asset("released")]
+    )
+    assert operator.get_openlineage_facets_on_start().outputs == []
+    operator.execute(run.context)
+    told = operator.get_openlineage_facets_on_complete(run.instance)
+    assert [one.name for one in told.inputs] == ["/data/visits"]
+    assert [one.name for one in told.outputs] == ["/data/release.json"]
+    assert told.run_facets["lepton_privacy"].release["epsilon"] == 0.5
+
+
+def test_every_operator_tells_its_lineage() -> None:
+    for module in pkgutil.iter_modules(operators.__path__):
+        found = vars(importlib.import_module(f"lepton_airflow.operators.{module.name}"))
+        for name, kind in found.items():
+            if isinstance(kind, type) and issubclass(kind, BaseOperator) and kind.__module__.startswith("lepton"):
+                assert issubclass(kind, LineageMixin), name
