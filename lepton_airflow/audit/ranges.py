@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from lepton_airflow.errors import AuditTampered, InvalidData, TargetExists, Unre
 
 SCHEMA = "lepton.audit.range/1"
 _CHUNK = 5000
+_READ_TOGETHER = 500
 _COLUMNS = ("time", "action", "phase", "principal", "dataset", "columns", "purpose", "run_key")
 
 
@@ -104,7 +106,7 @@ def export_range(
 def verify_range(
     folder: Path, *, verifier: Verifier, since: str | None = None, quorum: Quorum | None = None
 ) -> VerificationReport:
-    """Verify an export with no database.
+    """Verify an export with no database. In memory are the hashes and ids of its leaves, not their payloads.
 
     :param folder: what :func:`export_range` wrote, or its file ``events.parquet``
     :param since: the signed note of an earlier checkpoint, which must be one that the export proves to be extended
@@ -113,6 +115,9 @@ def verify_range(
     """
     folder = folder.parent if folder.is_file() else folder
     findings: list[Finding] = []
+    producers = Producers()
+    rows: list[Leaf] = []
+    noticed: list[Finding] = []
     try:
         note = (folder / "checkpoint").read_text(errors="replace")
         proof = json.loads((folder / "proof.json").read_text())
@@ -121,7 +126,9 @@ def verify_range(
         older = [
             (str(entry["checkpoint"]), [bytes.fromhex(node) for node in entry["path"]]) for entry in proof["older"]
         ]
-        rows = list(read_events(folder / "events.parquet"))
+        for row in read_events(folder / "events.parquet"):
+            noticed += producers.check(row) if row.actual_hash == row.stored_hash else ()
+            rows.append(replace(row, payload=b""))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnreadableSource(
             f"This is not an export of the audit log ({type(error).__name__}).",
@@ -134,8 +141,6 @@ def verify_range(
         return _report(None, [Finding("signature", error.place, error.rule)], [], [])
     findings += _judge_range(rows, first, stop, checkpoint, outside)
     findings += _judge_older([*older], checkpoint, verifier, since)
-    producers = Producers()
-    noticed = [found for row in rows if row.actual_hash == row.stored_hash for found in producers.check(row)]
     findings += [found for found in noticed if found.kind != "clock"]
     # Numbers below a producer's first in the range may lie before the range; within it they must be there.
     whole = first == 0
@@ -288,7 +293,8 @@ def read_events(path: Path) -> Iterator[Leaf]:
 
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["tree_index", "event_id", "payload", "leaf_hash"]):
+            columns = ["tree_index", "event_id", "payload", "leaf_hash"]
+            for batch in file.iter_batches(_READ_TOGETHER, columns=columns):
                 for row in batch.to_pylist():
                     payload = (row["payload"] or "").encode()
                     yield Leaf(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import sqlalchemy as sql
 
 from lepton_airflow.audit.checkpoint import Checkpoint, Signer
 from lepton_airflow.audit.database import leaf_table
+from lepton_airflow.audit.event import Actor, Event
+from lepton_airflow.audit.log import AuditLog
 from lepton_airflow.audit.merkle import leaf_hash
 from lepton_airflow.audit.ranges import export_range, verify_range
 from lepton_airflow.audit.sealer import seal
@@ -165,3 +168,22 @@ def test_impossible_exports_are_typed_errors(
     (folder / "events.parquet").write_bytes(b"not Parquet")
     with pytest.raises(UnreadableSource):
         verify_range(folder, verifier=signer.verifier)
+
+
+def test_an_export_is_verified_without_its_payloads_in_memory(
+    sqlite_engine: sql.Engine, signer: Signer, tmp_path: Path
+) -> None:
+    log = AuditLog(sqlite_engine, actor=Actor(principal="tester", host="here"), run_key="run")
+    count, size = 12_000, 4_000
+    for _ in range(count // 500):
+        log.append_all([Event(action="encrypt", phase="note", details={"text": "x" * size})] * 500)
+    log.close()
+    seal(sqlite_engine, signer=signer, exports=[])
+    export_range(sqlite_engine, tmp_path / "export", verifier=signer.verifier, first=0, stop=None)
+    tracemalloc.start()
+    try:
+        assert verify_range(tmp_path / "export", verifier=signer.verifier).ok
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < count * size / 4
