@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Mapping
+from typing import Any
 
+from lepton_airflow.audit.event import Event
 from lepton_airflow.errors import JobFailed, LeptonError, UnreadableSource, from_wire
+from lepton_airflow.lineage.jobs import OPERATIONS
 
 #: Set to 1 to print the full trace behind a typed error. Traces can quote data: for development only.
 TRACEBACK_VARIABLE = "LEPTON_TRACEBACK"
@@ -43,6 +47,23 @@ def unreadable_source(error: BaseException, *, place: str, where: str) -> Unread
         f"The table cannot be read from {where} ({condition}).",
         place=place,
         remedy="Check that it exists, is readable for this user, and is in the stated format.",
+    )
+
+
+def failure_event(name: str, fields: Mapping[str, Any], spec_digest: str, error: LeptonError) -> Event:
+    """The outcome of a job that did not get as far as its intent; of a spec that may be wrong it tells what is there."""
+    table = fields.get("target" if name == "encrypt_columns" else "source")
+    dataset = table.get("name") if isinstance(table, Mapping) else None
+    columns, purpose = fields.get("columns"), fields.get("purpose")
+    named = columns if isinstance(columns, (list, tuple, Mapping)) else ()
+    return Event(
+        action=OPERATIONS.get(name, name),
+        phase="failure",
+        dataset=dataset if isinstance(dataset, str) else None,
+        columns=tuple(column for column in named if isinstance(column, str)),
+        purpose=purpose if isinstance(purpose, str) else None,
+        spec_digest=spec_digest,
+        details={"job": name, "error": error.code, "text": str(error)},
     )
 
 

@@ -20,13 +20,12 @@ from lepton_airflow.audit.event import Actor, Detail, Event
 from lepton_airflow.audit.log import AuditLog
 from lepton_airflow.columnar.publish import Commit, Publication, Written
 from lepton_airflow.errors import EmptyTable, LeptonError, MissingColumn, SpecError
-from lepton_airflow.jobs.failure import as_typed_error, unreadable_source
+from lepton_airflow.jobs.failure import as_typed_error, failure_event, unreadable_source
 from lepton_airflow.jobs.observed import observe
 from lepton_airflow.jobs.spec import JobSpec, TableReference, TargetReference, parse_spec
 from lepton_airflow.keys.cipher import Cipher
 from lepton_airflow.keys.identity import Identity
 from lepton_airflow.lineage.emission import Announcement, announced
-from lepton_airflow.lineage.jobs import OPERATIONS
 from lepton_airflow.lineage.observation import Observation
 
 if TYPE_CHECKING:
@@ -316,7 +315,7 @@ def _run_job(
             typed = as_typed_error(error, place=name)
             announcement.observed = observation.to_dict()
             if guard is None or not guard.has_recorded(error):
-                audit.append(_failure_event(name, fields, spec_digest, typed))
+                audit.append(failure_event(name, fields, spec_digest, typed))
             payload = {"attempt": attempt, "error": typed.to_dict()}
             runs.put(engine, run_key, job=name, spec_digest=spec_digest, status="failure", payload=payload)
             typed.stored = True
@@ -338,7 +337,7 @@ def record_failure(
 ) -> None:
     """Append the outcome event of a job that could not report for itself: its driver did not start, or was killed."""
     with audit_log_of(settings, run_key, caller) as (_, _, audit):
-        audit.append(_failure_event(name, fields, digest(dict(fields)), error))
+        audit.append(failure_event(name, fields, digest(dict(fields)), error))
 
 
 @contextmanager
@@ -400,23 +399,6 @@ def _load(name: str) -> tuple[type[JobSpec], Callable[[Any, Job], dict[str, Any]
         raise SpecError(f"There is no job {name!r}.", place="job", remedy=f"Jobs: {', '.join(JOBS)}.")
     module = importlib.import_module(f"lepton_airflow.jobs.{name}")
     return getattr(module, JOBS[name]), module.run
-
-
-def _failure_event(name: str, fields: Mapping[str, Any], spec_digest: str, error: LeptonError) -> Event:
-    """The outcome of a job that did not get as far as its intent; of a spec that may be wrong it tells what is there."""
-    table = fields.get("target" if name == "encrypt_columns" else "source")
-    dataset = table.get("name") if isinstance(table, Mapping) else None
-    columns, purpose = fields.get("columns"), fields.get("purpose")
-    named = columns if isinstance(columns, (list, tuple, Mapping)) else ()
-    return Event(
-        action=OPERATIONS.get(name, name),
-        phase="failure",
-        dataset=dataset if isinstance(dataset, str) else None,
-        columns=tuple(column for column in named if isinstance(column, str)),
-        purpose=purpose if isinstance(purpose, str) else None,
-        spec_digest=spec_digest,
-        details={"job": name, "error": error.code, "text": str(error)},
-    )
 
 
 def _secret_options(table: TableReference) -> dict[str, str]:

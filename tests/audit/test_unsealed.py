@@ -50,6 +50,11 @@ def found(engine: sql.Engine, signer: Signer) -> list[tuple[str, str]]:
     return [(one.kind, one.position) for one in verify(engine, verifier=signer.verifier, exports=[]).findings]
 
 
+def assert_stranded(engine: sql.Engine, signer: Signer, *, row: int) -> None:
+    ((kind, position),) = found(engine, signer)
+    assert (kind, position.split(" (")[0]) == ("stranded", f"unsealed row {row}")
+
+
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unsealed, "_CHUNK", 4)
@@ -86,8 +91,7 @@ def test_the_next_seal_begins_at_the_horizon_of_the_last(
     assert seal(postgresql_engine, signer=signer, exports=[]).tree_size == 9
     assert order(postgresql_engine) == [*range(1, 7), 8, 9, 10]
     assert before < horizon(postgresql_engine)
-    ((kind, position),) = found(postgresql_engine, signer)
-    assert (kind, position.split(" (")[0]) == ("stranded", "unsealed row 7")
+    assert_stranded(postgresql_engine, signer, row=7)
 
 
 def test_a_row_of_a_transaction_that_is_yet_to_come_is_found(
@@ -98,8 +102,7 @@ def test_a_row_of_a_transaction_that_is_yet_to_come_is_found(
     write(postgresql_engine, 0)
     execute(postgresql_engine, "UPDATE lepton_audit_leaf SET xid = '1000000000' WHERE id = 7")
     assert seal(postgresql_engine, signer=signer, exports=[]).tree_size == 6
-    ((kind, position),) = found(postgresql_engine, signer)
-    assert (kind, position.split(" (")[0]) == ("stranded", "unsealed row 7")
+    assert_stranded(postgresql_engine, signer, row=7)
 
 
 def test_a_log_that_was_restored_from_another_server_is_sealed_to_the_last_row(
