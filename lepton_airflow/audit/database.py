@@ -163,6 +163,13 @@ def require_reachable(engine: sql.Engine) -> None:
         connection.execute(sql.select(run_table.c.run_key).limit(1))
 
 
+def insert_into(table: sql.Table, bind: sql.Engine | sql.Connection) -> Any:
+    """An INSERT that can have an ON CONFLICT clause: both dialects have the same one, under two names."""
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    return (postgresql if bind.dialect.name == "postgresql" else sqlite).insert(table)
+
+
 def migrate(engine: sql.Engine) -> None:
     """Bring the schema to this package's version; safe to call from several processes at once.
 

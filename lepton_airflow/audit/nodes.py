@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import sqlalchemy as sql
-from sqlalchemy.dialects import postgresql, sqlite
 
-from lepton_airflow.audit.database import leaf_table, node_table
+from lepton_airflow.audit.database import insert_into, leaf_table, node_table
 from lepton_airflow.audit.merkle import Frontier, node_hash, root, subtrees
 
 _FANOUT_BITS = 8
@@ -47,10 +46,9 @@ def grow(frontier: Frontier, leaves: Sequence[bytes]) -> list[Node]:
 
 def store_nodes(connection: sql.Connection, nodes: Sequence[Node]) -> None:
     """Store subtrees; what is there already stays, as nothing rests on it."""
-    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert
     if nodes:
-        values = [node._asdict() for node in nodes]
-        connection.execute(insert(node_table).values(values).on_conflict_do_nothing())
+        insert = insert_into(node_table, connection).values([node._asdict() for node in nodes])
+        connection.execute(insert.on_conflict_do_nothing())
 
 
 def last_node() -> sql.ScalarSelect[int | None]:

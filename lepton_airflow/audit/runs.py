@@ -14,7 +14,7 @@ from typing import Any, Literal
 import sqlalchemy as sql
 
 from lepton_airflow.audit.canonical import canonical_json
-from lepton_airflow.audit.database import reading, run_table
+from lepton_airflow.audit.database import insert_into, reading, run_table
 
 Status = Literal["success", "failure"]
 
@@ -50,7 +50,7 @@ def put(
         "recorded_at": datetime.now(UTC).isoformat(timespec="microseconds"),
     }
     with engine.begin() as connection:
-        insert = _insert_for(engine)(run_table).values(run_key=run_key, **row)
+        insert = insert_into(run_table, engine).values(run_key=run_key, **row)
         connection.execute(insert.on_conflict_do_update(index_elements=[run_table.c.run_key], set_=row))
 
 
@@ -62,10 +62,3 @@ def get(engine: sql.Engine, run_key: str) -> RunRecord | None:
     with reading(engine) as connection:
         row = connection.execute(sql.select(run_table).where(run_table.c.run_key == run_key)).mappings().one_or_none()
     return None if row is None else RunRecord(**{**row, "payload": json.loads(row["payload"])})
-
-
-def _insert_for(engine: sql.Engine) -> Any:
-    """Both dialects have the same ON CONFLICT clause, under two names."""
-    from sqlalchemy.dialects import postgresql, sqlite
-
-    return postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
