@@ -192,7 +192,11 @@ class Policy(PolicyModel):
 
 def policy_schema() -> str:
     """The text of ``policy.schema.json``: the JSON Schema (draft 2020-12) of the policy file, from the model itself."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_without_null(Policy.model_json_schema())}
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:lepton-airflow:policy:1",
+        **_without_null(Policy.model_json_schema()),
+    }
     return json.dumps(schema, indent=2) + "\n"
 
 

@@ -259,6 +259,7 @@ def test_the_shipped_schema_is_the_models_and_accepts_the_policy() -> None:
     text = files("lepton_airflow.access").joinpath("policy.schema.json").read_text()
     assert text == policy_schema()
     shipped = json.loads(text)
+    assert shipped["$id"] == f"urn:lepton-airflow:policy:{POLICY['version']}"
     assert "null" not in text
     jsonschema.Draft202012Validator.check_schema(shipped)
     jsonschema.validate(POLICY, shipped)
