@@ -1,7 +1,7 @@
 """Hold the clinic's diagnosis model against newer visits before anybody relies on it for another quarter.
 
 Needs the Airflow variable ``clinic_data`` (the folder of the clinic's pipeline, after a model was trained) and the connection
-``lepton_default`` with an identity to which the keyset is sealed and to which the policy grants ``evaluate`` and ``decrypt``
+``lepton_trainer`` with an identity to which the keyset is sealed and to which the policy grants ``evaluate`` and ``decrypt``
 of the model's columns for the purpose ``diagnosis model``. The visits under ``protected/new_visits`` must be of other patients
 than those that the model was trained on: their rows would flatter it.
 """
@@ -19,6 +19,7 @@ DATA = "{{ var.value.clinic_data }}"
 def examples_robustness_gate() -> None:
     RobustnessGateOperator(
         task_id="gate_diagnosis",
+        lepton_conn_id="lepton_trainer",
         source={"name": "clinic.new_visits", "path": f"{DATA}/protected/new_visits"},
         trained_on={"name": "clinic.visits", "path": f"{DATA}/protected/visits"},
         model=f"{DATA}/models/diagnosis",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -13,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -182,3 +184,36 @@ def new_postgresql_database(postgresql_url: str) -> Callable[..., str]:
 def postgresql_database(new_postgresql_database: Callable[..., str]) -> str:
     """The URL of a fresh, empty database."""
     return new_postgresql_database()
+
+
+def _module(path: str) -> ModuleType:
+    """What several parts of the tests use that is no fixture: the tests are no package to import from."""
+    file = Path(__file__).parent / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def specification() -> ModuleType:
+    """OpenLineage's specification."""
+    return _module("lineage/specification.py")
+
+
+@pytest.fixture(scope="session")
+def expected_events() -> ModuleType:
+    """The files of expected events beside the example DAGs."""
+    return _module("lineage/expected_events.py")
+
+
+@pytest.fixture
+def events_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where OpenLineage events go, said by the standard environment variables."""
+    file = tmp_path / "events.jsonl"
+    monkeypatch.setenv("OPENLINEAGE__TRANSPORT__TYPE", "file")
+    monkeypatch.setenv("OPENLINEAGE__TRANSPORT__LOG_FILE_PATH", str(file))
+    monkeypatch.setenv("OPENLINEAGE__TRANSPORT__APPEND", "true")
+    return file

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("demo") / "clinic"
     finished = subprocess.run(
         [sys.executable, str(REPOSITORY / "dags" / "clinic" / "demo.py")],
-        env={**os.environ, "LEPTON_DEMO_FOLDER": str(folder), "COLUMNS": "160"},
+        env={
+            **os.environ,
+            "LEPTON_DEMO_FOLDER": str(folder),
+            "COLUMNS": "160",
+            "OPENLINEAGE__TRANSPORT__TYPE": "file",
+            "OPENLINEAGE__TRANSPORT__LOG_FILE_PATH": str(folder.with_name("events.jsonl")),
+            "OPENLINEAGE__TRANSPORT__APPEND": "true",
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -116,3 +124,13 @@ def test_the_pipeline_publishes_assets_with_what_was_done(demo: tuple[Path, str]
     assert set(events) == {"clinic.visits", "clinic.visits_release", "clinic.diagnosis_model"}
     assert json.loads(events["clinic.visits"])["rows"] == 1438
     assert json.loads(events["clinic.visits_release"])["epsilon_spent"] == "2"
+
+
+def test_every_task_tells_what_the_file_beside_the_pipeline_says(
+    demo: tuple[Path, str], specification: Any, expected_events: Any
+) -> None:
+    told = specification.read_events(demo[0].with_name("events.jsonl"))
+    tasks = [event for event in told if "lepton_privacy" in event["run"]["facets"]]
+    assert [event["eventType"] for event in tasks] == ["START", "COMPLETE"] * 5
+    for event in tasks:
+        expected_events.hold(event["job"]["name"], event["eventType"], event, data=demo[0] / "data")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,14 @@ from lepton_airflow.settings import Settings, load_settings
 pytestmark = [pytest.mark.slow]
 DAGS = Path(__file__).parents[2] / "dags"
 NAMES = ("name", "email")
+
+
+#: What training and its evaluation cost less with than in the examples.
+QUICK: dict[str, Any] = {
+    "training": {"epochs": 20, "hidden": [32]},
+    "evaluation": {"epsilons": [], "steps": 20, "restarts": 1, "apgd_steps": 20, "square_queries": 50},
+    "gate": {"minimum_clean_accuracy": 0.5, "minimum_robust_accuracy": 0.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +69,20 @@ def job_of(dag: str, task: str, data: Path) -> tuple[str, dict[str, Any]]:
     return operator.job, rendered(operator._spec())
 
 
+@pytest.fixture
+def run(events_file: Path, specification: Any, expected_events: Any) -> Callable[..., dict[str, Any]]:
+    """Runs the job of an example's task, and holds what it told at its end against the file beside the DAG."""
+
+    def runs(task: str, job: str, spec: dict[str, Any], settings: Settings, data: Path) -> dict[str, Any]:
+        key = f"{task.replace('.', '/')}/run/-1"
+        summary: dict[str, Any] = run_job(job, spec, settings=settings, run_key=key, announce=True)
+        *_, complete = specification.read_events(events_file)
+        expected_events.hold(task, complete["eventType"], complete, data=data)
+        return summary
+
+    return runs
+
+
 @pytest.fixture(scope="module")
 def protected(spark: Any, clinic: SimpleNamespace) -> SimpleNamespace:
     """The same after the pipeline protected the visits, and the keys were rotated."""
@@ -86,12 +109,14 @@ def test_only_etl_may_run_the_example(dag: str, protected: SimpleNamespace) -> N
             run_job(job, spec | changes, settings=protected.settings["etl"], run_key=f"{dag} {changes}")
 
 
-def test_the_letters_get_names_and_addresses_and_nothing_else(spark: Any, protected: SimpleNamespace) -> None:
+def test_the_letters_get_names_and_addresses_and_nothing_else(
+    spark: Any, protected: SimpleNamespace, run: Callable[..., dict[str, Any]]
+) -> None:
     job, spec = job_of("examples_decrypt_columns", "open_names", protected.data)
     for columns in (["phone"], ["*"], ["name", "insurance_number"], ["patient_id"], ["mean_radius"], ["`phone`"]):
         with pytest.raises(AccessDenied):
             run_job(job, spec | {"columns": columns}, settings=protected.settings["etl"], run_key=str(columns))
-    summary = run_job(job, spec, settings=protected.settings["etl"], run_key="letters")
+    summary = run("examples_decrypt_columns.open_names", job, spec, protected.settings["etl"], protected.data)
     assert summary["failed"] == {"name": 0, "email": 0}
     letters = spark.read.parquet(str(protected.data / "letters"))
     landed = spark.read.parquet(str(protected.data / "landing" / "visits"))
@@ -100,12 +125,14 @@ def test_the_letters_get_names_and_addresses_and_nothing_else(spark: Any, protec
     assert dict(letters.dtypes)["phone"] == "binary"
 
 
-def test_the_rotation_brings_the_visits_under_the_new_keys(protected: SimpleNamespace) -> None:
+def test_the_rotation_brings_the_visits_under_the_new_keys(
+    protected: SimpleNamespace, run: Callable[..., dict[str, Any]]
+) -> None:
     job, spec = job_of("examples_rotate_keys", "rotate_visits", protected.data)
     other = {part: {**spec[part], "name": "clinic.other"} for part in ("source", "target")}
     with pytest.raises(AccessDenied, match=r"clinic\.other"):
         run_job(job, spec | other, settings=protected.settings["etl"], run_key="other")
-    summary = run_job(job, spec, settings=protected.settings["etl"], run_key="rotate")
+    summary = run("examples_rotate_keys.rotate_visits", job, spec, protected.settings["etl"], protected.data)
     assert summary["rotated"].keys() >= {*NAMES, "phone", "patient_id", "mean_radius"}
     assert set(summary["rotated"].values()) == {summary["rows"]}
 
@@ -142,17 +169,19 @@ def test_to_rotate_is_not_to_read_and_science_never_learns_names(clinic: SimpleN
     assert granted.decide(Request("trainer", "decrypt", "clinic.visits", ("mean_radius",), "anything")).allow
 
 
-def test_only_the_trainer_retrains_on_an_update_and_looks_for_a_drift(spark: Any, protected: SimpleNamespace) -> None:
-    quick = {
-        "training": {"epochs": 20, "hidden": [32]},
-        "evaluation": {"epsilons": [], "steps": 20, "restarts": 1, "apgd_steps": 20, "square_queries": 50},
-        "gate": {"minimum_clean_accuracy": 0.5, "minimum_robust_accuracy": 0.0},
-    }
+def test_only_the_trainer_retrains_on_an_update_and_looks_for_a_drift(
+    spark: Any, protected: SimpleNamespace, run: Callable[..., dict[str, Any]]
+) -> None:
     job, spec = job_of("examples_retrain_on_update", "retrain", protected.data)
     drift_job, drift = job_of("examples_retrain_on_drift", "worse", protected.data)
     drift |= {"newer_than": {"column": "visit_date", "value": "2025-06-30"}}
-    trained = run_job(job, spec | quick, settings=protected.settings["trainer"], run_key="update")
-    scored = run_job(drift_job, drift, settings=protected.settings["trainer"], run_key="drift")
+    trainer, data = protected.settings["trainer"], protected.data
+    trained = run("examples_retrain_on_update.retrain", job, spec | QUICK, trainer, data)
+    scored = run("examples_retrain_on_drift.worse", drift_job, drift, trainer, data)
+    # The same again, but as the first of its name: a model that is as good does not replace it.
+    shutil.rmtree(data / "models")
+    again = job_of("examples_retrain_on_drift", "retrain", data)[1]
+    run("examples_retrain_on_drift.retrain", job, again | QUICK, trainer, data)
     assert scored["sha256"] == trained["sha256"]
     assert 100 < scored["units"] < 569, "visits of the second half of the year"
     assert scored["robust_accuracy"] <= scored["clean_accuracy"]
@@ -161,3 +190,30 @@ def test_only_the_trainer_retrains_on_an_update_and_looks_for_a_drift(spark: Any
             for denied, fields in ((job, spec), (drift_job, drift)):
                 with pytest.raises(AccessDenied, match=f"{name} may not"):
                     run_job(denied, fields, settings=protected.settings[name], run_key=f"{denied} {name}")
+
+
+def test_only_the_trainer_holds_the_model_against_new_patients(
+    spark: Any, protected: SimpleNamespace, tmp_path: Path, run: Callable[..., dict[str, Any]]
+) -> None:
+    landed = spark.read.parquet(str(protected.data / "landing" / "visits"))
+    # Half of the patients are new: the model was not trained on them.
+    parts = {"visits": "crc32(patient_id) % 2 = 0", "new_visits": "crc32(patient_id) % 2 = 1"}
+    protect_job, protect = job_of("clinic_privacy_pipeline", "protect", protected.data)
+    for name, half in parts.items():
+        landed.where(half).write.parquet(str(tmp_path / "landing" / name))
+        places = {
+            "source": protect["source"] | {"path": str(tmp_path / "landing" / name)},
+            "target": {"name": f"clinic.{name}", "path": str(tmp_path / "protected" / name)},
+        }
+        run_job(protect_job, protect | places, settings=protected.settings["etl"], run_key=f"protect {name}")
+    train_job, train = job_of("examples_retrain_on_update", "retrain", tmp_path)
+    trainer = protected.settings["trainer"]
+    run_job(train_job, train | QUICK, settings=trainer, run_key="half")
+    job, spec = job_of("examples_robustness_gate", "gate_diagnosis", tmp_path)
+    quick = {"evaluation": QUICK["evaluation"], "gate": QUICK["gate"]}
+    summary = run("examples_robustness_gate.gate_diagnosis", job, spec | quick, trainer, tmp_path)
+    assert summary["gate"] == "passed"
+    for name in protected.identities:
+        if name != "trainer":
+            with pytest.raises(AccessDenied, match=f"{name} may not"):
+                run_job(job, spec, settings=protected.settings[name], run_key=f"gate {name}")

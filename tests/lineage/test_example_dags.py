@@ -1,6 +1,6 @@
-"""What the example DAGs will tell, held against the files beside them.
+"""What the example DAGs tell when they start and fail, held against the files beside them.
 
-After a change that is meant, write them anew: ``python tests/lineage/test_example_dags.py``.
+What they tell when they are complete is held against them where they run: ``tests/dags``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ DAGS = Path(__file__).parents[2] / "dags"
 EXAMPLES = sorted(file.stem for file in DAGS.glob("*.py"))
 
 
-def told_at_the_start(module: str) -> dict[str, Any]:
-    """The lineage in the START event of each task of a DAG, but for its sender; the clinic's data are in ``/clinic``."""
+def told(module: str, kind: str) -> dict[str, Any]:
+    """The lineage that each task of a DAG adds to its START or FAIL event; the clinic's data are in ``/clinic``."""
     from openlineage.client.serde import Serde
 
     from lepton_airflow.hooks.lineage import LineageMixin
@@ -28,42 +29,35 @@ def told_at_the_start(module: str) -> dict[str, Any]:
         dag = getattr(importlib.import_module(module), module)()
     finally:
         sys.path.remove(str(DAGS))
-    told = {}
-    for task in sorted(dag.tasks, key=lambda task: task.task_id):
+    events = {}
+    for task in dag.tasks:
         if isinstance(task, LineageMixin):
             task.render_template_fields({"var": {"value": {"clinic_data": "/clinic"}}})  # type: ignore[typeddict-item]
-            lineage = task.get_openlineage_facets_on_start()
-            told[f"{module}.{task.task_id}"] = {
+            run = SimpleNamespace(dag_id=module, task_id=task.task_id, run_id="run", map_index=-1)
+            lineage = (
+                task.get_openlineage_facets_on_start()
+                if kind == "START"
+                else task.get_openlineage_facets_on_failure(run)
+            )
+            events[f"{module}.{task.task_id}"] = {
                 "inputs": [Serde.to_dict(one) for one in lineage.inputs],
                 "outputs": [Serde.to_dict(one) for one in lineage.outputs],
                 "run": {"facets": {name: Serde.to_dict(one) for name, one in lineage.run_facets.items()}},
             }
-    return told
+    return events
 
 
-def without_sender(value: Any) -> Any:
-    """Without our version and that of openlineage-python."""
-    if isinstance(value, dict):
-        return {
-            name: without_sender(one)
-            for name, one in value.items()
-            if name != "_producer" and not str(one).startswith("https://openlineage.io")
-        }
-    return [without_sender(one) for one in value] if isinstance(value, list) else value
-
-
-def expected_file(module: str) -> Path:
-    return DAGS / f"{module}.openlineage.json"
-
-
+@pytest.mark.parametrize("kind", ["START", "FAIL"])
 @pytest.mark.parametrize("module", EXAMPLES)
-def test_the_examples_tell_what_the_files_beside_them_say(module: str, specification: Any) -> None:
-    told = told_at_the_start(module)
-    assert told
-    assert without_sender(told) == json.loads(expected_file(module).read_text())
-    for name, lineage in told.items():
+def test_the_examples_tell_what_the_files_beside_them_say(
+    module: str, kind: str, specification: Any, expected_events: Any
+) -> None:
+    events = told(module, kind)
+    assert events
+    for name, lineage in events.items():
+        expected_events.hold(name, kind, lineage)
         event = {
-            "eventType": "START",
+            "eventType": kind,
             "eventTime": "2026-11-24T12:00:00+00:00",
             "producer": "urn:test",
             "schemaURL": "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent",
@@ -75,15 +69,16 @@ def test_the_examples_tell_what_the_files_beside_them_say(module: str, specifica
         specification.check(event)
 
 
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_every_task_of_the_examples_has_its_events_in_the_files(module: str) -> None:
+    file = DAGS / f"{module}.openlineage.json"
+    expected = {name: sorted(events) for name, events in json.loads(file.read_text()).items()}
+    assert expected == dict.fromkeys(told(module, "START"), ["COMPLETE", "FAIL", "START"])
+
+
 def test_what_one_task_writes_the_next_one_reads() -> None:
-    told = told_at_the_start("clinic_privacy_pipeline")
-    (written,) = told["clinic_privacy_pipeline.protect"]["outputs"]
+    events = told("clinic_privacy_pipeline", "START")
+    (written,) = events["clinic_privacy_pipeline.protect"]["outputs"]
     for reader in ("release", "retrain"):
-        (read,) = told[f"clinic_privacy_pipeline.{reader}"]["inputs"]
+        (read,) = events[f"clinic_privacy_pipeline.{reader}"]["inputs"]
         assert (read["namespace"], read["name"]) == (written["namespace"], written["name"])
-
-
-if __name__ == "__main__":
-    for example in EXAMPLES:
-        text = json.dumps(without_sender(told_at_the_start(example)), indent=2, sort_keys=True)
-        expected_file(example).write_text(text + "\n")

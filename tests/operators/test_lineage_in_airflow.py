@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,17 +12,6 @@ from lepton_airflow.jobs.main import main
 from lepton_airflow.settings import Settings
 
 pytestmark = [pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def specification() -> ModuleType:
-    file = Path(__file__).parents[1] / "lineage" / "specification.py"
-    spec = importlib.util.spec_from_file_location("openlineage_specification", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_provider_tells_start_complete_and_fail_as_a_job_without_airflow_does(
