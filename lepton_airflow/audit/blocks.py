@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from lepton_airflow.audit.channel import Channel
 from lepton_airflow.audit.forms import Forms
 from lepton_airflow.audit.merkle import leaf_hashes, subtrees
-from lepton_airflow.audit.series import Rows, Series, series_of
+from lepton_airflow.audit.series import Rows
+from lepton_airflow.audit.stretches import Odd, Stretch, stretches_of
 
 #: Leaves in a block.
 BLOCK = 2048
@@ -57,7 +58,7 @@ class Block(NamedTuple):
     """
 
     pieces: list[list[tuple[int, bytes]]]
-    series: list[Series]
+    stretches: list[Stretch | Odd]
 
 
 def block_of(task: Task, cursor: Any, forms: Forms) -> Block | None:
@@ -83,12 +84,12 @@ def block_of(task: Task, cursor: Any, forms: Forms) -> Block | None:
         first += len(rows)
     if first != task.stop:
         return None
-    series = list(series_of(Rows(event_ids, payloads, actual), first=task.first, forms=forms))
+    stretches = list(stretches_of(Rows(event_ids, payloads, actual), first=task.first, forms=forms))
     pieces, first = [], task.first
     for cut in task.cuts:
         pieces.append(subtrees(actual[first - task.first : cut - task.first], first=first))
         first = cut
-    return Block(pieces, series)
+    return Block(pieces, stretches)
 
 
 def serve(uri: str, descriptor: int) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from lepton_airflow.audit.findings import Finding, Leaf
 from lepton_airflow.audit.forms import Fields
+from lepton_airflow.audit.stretches import LOG_TOLERANCE, Stretch
 
 #: Within one producer, which has one clock.
 PRODUCER_TOLERANCE = timedelta(seconds=1)
-#: Between machines, whose clocks differ, and events that wait for their commit.
-LOG_TOLERANCE = timedelta(minutes=10)
 
 
 class Clock:
@@ -21,7 +19,7 @@ class Clock:
     def __init__(self) -> None:
         self._now = datetime.now(UTC)
         self._before: datetime | None = None
-        self._producers: dict[uuid.UUID, tuple[int, datetime]] = {}
+        self._producers: dict[str, tuple[int, datetime]] = {}
 
     def check(self, leaf: Leaf, event: Fields) -> Iterator[Finding]:
         """What is odd about the time of ``event``, the contents of ``leaf``; nothing if it has none of our form."""
@@ -46,22 +44,21 @@ class Clock:
         else:
             self._producers[producer] = (sequence, time)
 
-    def take(self, producer: uuid.UUID, sequence: int, *, first: datetime, last: datetime, closes: bool) -> bool:
-        """Take in events of one producer that stand behind each other, none before the one before it; False, and nothing done, if
-        the first is before what it follows upon, or the last in the future.
-
-        :param sequence: the last one's number
+    def take(self, stretch: Stretch) -> bool:
+        """Take in the events of a stretch; False, and nothing done, if one of its chains begins before what it follows upon, or
+        the stretch before what stands before it, or if anything in it lies in the future.
         """
-        known = self._producers.get(producer)
-        if (
-            last - self._now > LOG_TOLERANCE
-            or (known is not None and known[1] - first > PRODUCER_TOLERANCE)
-            or (self._before is not None and self._before - first > LOG_TOLERANCE)
+        if stretch.latest - self._now > LOG_TOLERANCE or (
+            self._before is not None and self._before - stretch.began > LOG_TOLERANCE
         ):
             return False
-        self._before = last
-        if closes:
-            self._producers.pop(producer, None)
-        else:
-            self._producers[producer] = (sequence, last)
+        known = ((chain, self._producers.get(chain.producer)) for chain in stretch.chains)
+        if any(last is not None and last[1] - chain.began > PRODUCER_TOLERANCE for chain, last in known):
+            return False
+        self._before = stretch.ended
+        for chain in stretch.chains:
+            if chain.closes:
+                self._producers.pop(chain.producer, None)
+            else:
+                self._producers[chain.producer] = (chain.last_sequence, chain.ended)
         return True

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from lepton_airflow.audit.canonical import canonical_json, parse_canonical
@@ -51,6 +50,7 @@ _TRIES, _LEAVES_A_TRY = 64, 128
 class Fields(NamedTuple):
     """What following a producer takes of an event. Only of ``producer`` and ``sequence`` was the type checked.
 
+    :param producer: its id, as a UUID is written in full
     :param previous: the hash of the producer's preceding event in hex; None before its first
     :param closes: whether its phase is that of a closing event
     :param counted: how many events the closing one counts; None of others
@@ -59,7 +59,7 @@ class Fields(NamedTuple):
     event_id: Any
     time: Any
     closes: bool
-    producer: uuid.UUID
+    producer: str
     sequence: int
     previous: Any
     counted: Any
@@ -151,7 +151,7 @@ def fields_of(match: re.Match[bytes]) -> Fields:
         event_id=event_id.decode(),
         time=time.decode(),
         closes=counted != b"",
-        producer=_uuid(producer.decode()),
+        producer=producer.decode(),
         sequence=int(sequence),
         previous=previous.decode() or None,
         counted=int(counted) if counted else None,
@@ -165,12 +165,7 @@ def _fields(event: Any) -> Fields:
     counted = event["counts"]["events"] if closes and event["action"] == PRODUCER else None
     if event["schema"] != SCHEMA or type(sequence) is not int or sequence < 0:
         raise ValueError("not an event of this schema")
-    return Fields(event["event_id"], event["time"], closes, _uuid(producer["id"]), sequence, previous, counted)
-
-
-@lru_cache(maxsize=1024)
-def _uuid(text: str) -> uuid.UUID:
-    return uuid.UUID(text)
+    return Fields(event["event_id"], event["time"], closes, str(uuid.UUID(producer["id"])), sequence, previous, counted)
 
 
 def _shape_of(event: Any) -> str | None:

@@ -6,6 +6,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 
 from lepton_airflow.audit.clock import Clock
@@ -13,7 +14,7 @@ from lepton_airflow.audit.event import event_id_of
 from lepton_airflow.audit.findings import Finding, Leaf
 from lepton_airflow.audit.forms import NOT_OF_THE_SCHEMA, Forms
 from lepton_airflow.audit.schema import SCHEMA
-from lepton_airflow.audit.series import Series
+from lepton_airflow.audit.stretches import Chain, Stretch
 
 #: Of a longer run of missing numbers, only so many events are named.
 _LONGEST_GAP = 16
@@ -34,8 +35,8 @@ class Producers:
     """Fed with the leaves in the order of the log. Memory grows with the producers that have not closed."""
 
     def __init__(self) -> None:
-        self._open: dict[uuid.UUID, _Producer] = {}
-        self._finished: list[tuple[uuid.UUID, _Producer]] = []
+        self._open: dict[str, _Producer] = {}
+        self._finished: list[tuple[str, _Producer]] = []
         self._untrusted: set[str] = set()
         self._clock = Clock()
         self._forms = Forms()
@@ -54,7 +55,7 @@ class Producers:
             return
         yield from self._clock.check(leaf, event)
         producer_id, sequence = event.producer, event.sequence
-        if event.event_id != event_id_of(producer_id, sequence):
+        if event.event_id != event_id_of(_uuid(producer_id), sequence):
             yield Finding("malformed", leaf.position, "The event's id does not follow from its producer and number.")
         if event.event_id != leaf.event_id:
             yield Finding("edited", leaf.position, "The event id beside the payload is not the payload's.")
@@ -75,59 +76,42 @@ class Producers:
                 yield Finding("malformed", leaf.position, "The closing event does not count the events before it.")
             self._close(producer_id)
 
-    def take(self, series: Series) -> bool:
-        """Take in a whole series.
+    def take(self, stretch: Stretch) -> bool:
+        """Take in a whole stretch.
 
-        :returns: False, and nothing is done, if its first leaf is not sound or does not follow upon what was seen of its producer
+        :returns: False, and nothing is done, if one of its chains does not follow upon what was seen of its producer, or its
+            times upon those before it: then its leaves have to be checked one by one
         """
-        opening = series.opening
-        if opening is None:
+        if not all(map(self._precedes, stretch.chains)) or not self._clock.take(stretch):
             return False
-        producer = self._open.get(opening.producer) or _Producer()
-        if opening.sequence != producer.next_sequence or opening.previous not in _hashes(producer.last):
-            return False
-        time, sequence = (series.last or opening).time, opening.sequence + series.length - 1
-        if not self._clock.take(opening.producer, sequence, first=opening.time, last=time, closes=series.closes):
-            return False
-        self._open[opening.producer] = producer
-        self._go_on(opening.producer, producer, series, sequence)
+        for chain in stretch.chains:
+            producer = self._open.setdefault(chain.producer, _Producer())
+            producer.next_sequence = chain.last_sequence + 1
+            # Of the last leaf only its place and its hash will be asked for.
+            producer.last = Leaf(
+                row=chain.position,
+                event_id=chain.event_id,
+                payload=b"",
+                stored_hash=chain.hashed,
+                actual_hash=chain.hashed,
+                tree_index=chain.position,
+            )
+            if chain.closes:
+                self._close(chain.producer)
         return True
 
-    def follow(self, series: Series) -> bool:
-        """Take in the leaves of a series behind its first, which was checked just now.
+    def _precedes(self, chain: Chain) -> bool:
+        producer = self._open.get(chain.producer) or _Producer()
+        return chain.sequence == producer.next_sequence and chain.previous in _hashes(producer.last)
 
-        :returns: False, and nothing is done, if they have to be checked one by one
-        """
-        last = series.last
-        producer = None if last is None else self._open.get(last.producer)
-        if last is None or producer is None or producer.last is None or producer.last.tree_index != series.first:
-            return False
-        # The first was looked at by itself, and none of the others is before it.
-        if not self._clock.take(last.producer, last.sequence, first=last.time, last=last.time, closes=series.closes):
-            return False
-        self._go_on(last.producer, producer, series, last.sequence)
-        return True
-
-    def _go_on(self, producer_id: uuid.UUID, producer: _Producer, series: Series, sequence: int) -> None:
-        """Note that a producer has come to the end of a series, which has this number."""
-        producer.next_sequence = sequence + 1
-        index = series.first + series.length - 1
-        event_id, hashed = (series.event_id, series.hashed) if series.last is None else series.last[:2]
-        # Of the last leaf only its place and its hash will be asked for.
-        producer.last = Leaf(
-            row=index, event_id=event_id.decode(), payload=b"", stored_hash=hashed, actual_hash=hashed, tree_index=index
-        )
-        if series.closes:
-            self._close(producer_id)
-
-    def _close(self, producer_id: uuid.UUID) -> None:
+    def _close(self, producer_id: str) -> None:
         producer = self._open.pop(producer_id)
         self._finished += [(producer_id, producer)] if producer.missing else []
 
     def skip(self, leaf: Leaf) -> None:
         """Take in a leaf whose payload cannot be trusted: the event id beside it says whose it was."""
         for producer_id, producer in self._open.items():
-            if event_id_of(producer_id, producer.next_sequence) == leaf.event_id:
+            if event_id_of(_uuid(producer_id), producer.next_sequence) == leaf.event_id:
                 producer.next_sequence += 1
                 producer.last = leaf
                 return
@@ -146,7 +130,7 @@ class Producers:
             for start, stop in producer.missing:
                 looked_for = range(start, min(stop, start + left))
                 left -= len(looked_for)
-                gone = ((number, event_id_of(producer_id, number)) for number in looked_for)
+                gone = ((number, event_id_of(_uuid(producer_id), number)) for number in looked_for)
                 gone = (
                     (number, event) for number, event in gone if event not in self._untrusted and not is_there(event)
                 )
@@ -162,6 +146,11 @@ class Producers:
                     where = f"numbers {looked_for.stop} to {stop - 1} of producer {producer_id}"
                     text = "They were written. So many are missing that these were not looked for one by one."
                     yield Finding("missing", where, text)
+
+
+@lru_cache(maxsize=1024)
+def _uuid(text: str) -> uuid.UUID:
+    return uuid.UUID(text)
 
 
 def _hashes(leaf: Leaf | None) -> tuple[str | None, ...]:

@@ -25,6 +25,7 @@ from lepton_airflow.audit.producers import Producers
 from lepton_airflow.audit.quorum import Quorum
 from lepton_airflow.audit.rows import Blocks, is_framed, stored_leaves
 from lepton_airflow.audit.signed_roots import SignedRoots
+from lepton_airflow.audit.stretches import Odd
 from lepton_airflow.audit.unsealed import stranded_rows
 from lepton_airflow.errors import AuditTampered
 
@@ -226,20 +227,20 @@ class _Verification:
                 self.frontier.append(node, level=level)
             self._compare_root()
         self.next_index = task.stop
-        for series in block.series:
-            if self.producers.take(series):
-                continue
-            first = Leaf(
-                row=series.first,
-                event_id=series.event_id.decode(errors="replace"),
-                payload=series.payload,
-                stored_hash=series.hashed,
-                actual_hash=series.hashed,
-                tree_index=series.first,
-            )
-            self._follow_producer(first)
-            if series.length > 1 and not self.producers.follow(series):
-                for leaf in self._leaves(connection, start=series.first + 1, stop=series.first + series.length):
+        for part in block.stretches:
+            if isinstance(part, Odd):
+                self._follow_producer(
+                    Leaf(
+                        row=part.position,
+                        event_id=part.event_id.decode(errors="replace"),
+                        payload=part.payload,
+                        stored_hash=part.hashed,
+                        actual_hash=part.hashed,
+                        tree_index=part.position,
+                    )
+                )
+            elif not self.producers.take(part):
+                for leaf in self._leaves(connection, start=part.first, stop=part.stop):
                     self._follow_producer(leaf)
 
     def _take(self, leaf: Leaf) -> int:

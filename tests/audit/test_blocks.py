@@ -29,7 +29,8 @@ from lepton_airflow.audit.forms import Forms
 from lepton_airflow.audit.merkle import Frontier, leaf_hash, root, subtrees
 from lepton_airflow.audit.producers import Producers
 from lepton_airflow.audit.sealer import seal
-from lepton_airflow.audit.series import Rows, series_of
+from lepton_airflow.audit.series import Rows
+from lepton_airflow.audit.stretches import Odd, Stretch, stretches_of
 from lepton_airflow.audit.verify import VerificationReport, verify
 
 START = datetime(2026, 1, 31, 23, 59, 57, tzinfo=UTC)  # so that a log crosses a month's end
@@ -339,7 +340,7 @@ def closing_leaf() -> bytes:
 
 @pytest.mark.parametrize("alike", [True, False], ids=["alike", "unlike"])
 @pytest.mark.parametrize("broken", [None, *BROKEN])
-def test_a_series_ends_where_an_event_is_not_what_must_follow(broken: str | None, alike: bool) -> None:
+def test_a_stretch_ends_where_an_event_is_not_what_must_follow(broken: str | None, alike: bool) -> None:
     producer = uuid.UUID(int=5, version=4)
     payloads: list[bytes] = []
     for number in range(330):
@@ -360,15 +361,99 @@ def test_a_series_ends_where_an_event_is_not_what_must_follow(broken: str | None
     forms = Forms()
     for payload in [*payloads[:2], closing_leaf()] * 2:
         forms.learn(payload)
-    found = [(series.first, series.length) for series in series_of(rows, first=1000, forms=forms)]
+    found = parts_of(rows, first=1000, forms=forms)
     if broken is None:
-        assert found == [(1000, 330)]
+        assert found == [(1000, 1330)]
     elif broken == "closing":
-        assert found == [(1000, 301), (1301, 29)]
-    elif broken in {"event id", "previous", "time"}:
-        assert found == [(1000, 300), (1300, 30)]
+        assert found == [(1000, 1301), (1301, 1330)]
+    elif broken in {"previous", "time"}:
+        assert found == [(1000, 1300), (1300, 1330)]
     else:
-        assert found == [(1000, 300), (1300, 1), (1301, 29)]
+        assert found == [(1000, 1300), 1300, (1301, 1330)]
+
+
+def parts_of(rows: Rows, *, first: int, forms: Forms) -> list[tuple[int, int] | int]:
+    """Where stretches begin and end, and where leaves are odd."""
+    parts = stretches_of(rows, first=first, forms=forms)
+    return [part.position if isinstance(part, Odd) else (part.first, part.stop) for part in parts]
+
+
+def woven(turns: list[int], *, moments: list[float] | None = None) -> Rows:
+    """Events that differ, of the producers whose numbers are given, one each; their times in seconds from the start."""
+    states: dict[int, list[bytes]] = {}
+    ids, payloads = [], []
+    for place, turn in enumerate(turns):
+        before = states.setdefault(turn, [])
+        producer = uuid.UUID(int=turn, version=4)
+        ids.append(event_id_of(producer, len(before)).encode())
+        moment = START + timedelta(seconds=place if moments is None else moments[place])
+        leaf = LeafEncoder(actor=ACTOR, run_key="run", producer=producer).encode(
+            Event(action="encrypt", phase="note", dataset=f"visits{place % 7}"),
+            event_id=ids[-1].decode(),
+            sequence=len(before),
+            previous=leaf_hash(before[-1]) if before else None,
+            time=f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z",
+        )
+        before.append(leaf)
+        payloads.append(leaf)
+    return Rows(ids, payloads, [leaf_hash(payload) for payload in payloads])
+
+
+def knowing(rows: Rows) -> Forms:
+    forms = Forms()
+    for payload in rows.payloads * 2:
+        forms.learn(payload)
+    return forms
+
+
+def test_producers_in_turn_are_one_stretch_with_a_chain_each() -> None:
+    rows = woven([5, 6, 7] * 90)
+    (stretch,) = stretches_of(rows, first=1000, forms=knowing(rows))
+    assert isinstance(stretch, Stretch)
+    assert (stretch.first, stretch.stop, len(stretch.chains)) == (1000, 1270, 3)
+    assert (stretch.began, stretch.ended, stretch.latest) == (
+        START,
+        START + timedelta(seconds=269),
+        START + timedelta(seconds=269),
+    )
+    for turn, chain in enumerate(stretch.chains):
+        assert chain.producer == str(uuid.UUID(int=5 + turn, version=4))
+        assert (chain.sequence, chain.previous, chain.began) == (0, None, START + timedelta(seconds=turn))
+        assert (chain.position, chain.last_sequence, chain.closes) == (1267 + turn, 89, False)
+        assert (chain.event_id.encode(), chain.hashed) == (rows.event_ids[267 + turn], rows.hashes[267 + turn])
+        assert chain.ended == START + timedelta(seconds=267 + turn)
+
+
+@pytest.mark.parametrize("changed", [3, 40, 119])
+def test_a_change_of_one_of_producers_in_turn_is_seen(changed: int) -> None:
+    turns = [5, 6] * 60
+    rows, other = woven(turns), woven(turns, moments=[9 + place for place in range(120)])
+    forms = knowing(rows)
+    rows.payloads[changed] = other.payloads[changed]
+    rows.hashes[changed] = other.hashes[changed]
+    # It names the hash of another predecessor; and where it has a successor, that names another than its hash.
+    cuts = [changed, *([changed + 2] if changed + 2 < 120 else [])]
+    assert parts_of(rows, first=0, forms=forms) == [*pairwise([0, *cuts, 120])]
+
+
+@pytest.mark.parametrize(("back", "parts"), [(600, [(0, 20)]), (600.000001, [(0, 10), (10, 20)])])
+def test_a_stretch_ends_where_the_times_of_the_log_go_back_too_far(back: float, parts: list[tuple[int, int]]) -> None:
+    # Each event is of another producer: within one no time may go back.
+    rows = woven([*range(5, 25)], moments=[3600.0] * 10 + [3600 - back] * 10)
+    forms = knowing(rows)
+    assert parts_of(rows, first=0, forms=forms) == parts
+    first = next(stretches_of(rows, first=0, forms=forms))
+    assert isinstance(first, Stretch)
+    assert first.latest == START + timedelta(seconds=3600)
+
+
+@pytest.mark.parametrize("late", [599, 601])
+def test_a_stretch_with_a_time_in_the_future_is_not_taken_as_a_whole(late: int) -> None:
+    now = (datetime.now(UTC) - START).total_seconds()
+    rows = woven([5, 6, 7], moments=[now, now + late, now + late - 300])
+    (stretch,) = stretches_of(rows, first=0, forms=knowing(rows))
+    assert isinstance(stretch, Stretch)
+    assert Producers().take(stretch) == (late < 600)
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -403,13 +488,11 @@ def test_producers_are_followed_alike_series_by_series_and_leaf_by_leaf(seed: in
     while (start := taken) < len(events):
         taken = min(start + source.choice([1, 7, 64]), len(events))
         rows = Rows(ids[start:taken], payloads[start:taken], hashes[start:taken])
-        for series in series_of(rows, first=start, forms=forms):
-            numbers = range(series.first, series.first + series.length)
-            if together.take(series):
-                continue
-            found += together.check(leaf(numbers[0]))
-            if series.length > 1 and not together.follow(series):
-                found += [finding for number in numbers[1:] for finding in together.check(leaf(number))]
+        for part in stretches_of(rows, first=start, forms=forms):
+            if isinstance(part, Odd):
+                found += together.check(leaf(part.position))
+            elif not together.take(part):
+                found += [found for number in range(part.first, part.stop) for found in together.check(leaf(number))]
     assert found == expected
     assert together.open_count == singly.open_count
     assert [*together.missing()] == [*singly.missing()]
@@ -434,12 +517,12 @@ def test_each_leaf_without_a_form_is_looked_at_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(forms, "learn", looked.append)
     ids = [event_id_of(producer, number).encode() for number in range(40)]
     rows = Rows(ids, payloads, [leaf_hash(payload) for payload in payloads])
-    assert [series.length for series in series_of(rows, first=0, forms=forms)] == [1, 9] * 4
+    assert parts_of(rows, first=0, forms=forms) == [0, (1, 10), 10, (11, 20), 20, (21, 30), 30, (31, 40)]
     assert looked == payloads[::10]
 
 
 @pytest.mark.parametrize("place", ["beside", "inside"])
-def test_a_series_also_ends_where_the_id_beside_an_event_is_not_the_one_inside(place: str) -> None:
+def test_an_event_is_odd_if_the_id_beside_it_is_not_the_one_inside(place: str) -> None:
     producer = uuid.UUID(int=5, version=4)
     encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=producer)
     payloads: list[bytes] = []
@@ -455,7 +538,7 @@ def test_a_series_also_ends_where_the_id_beside_an_event_is_not_the_one_inside(p
     for payload in payloads[:2] * 2:
         forms.learn(payload)
     rows = Rows(ids, payloads, [leaf_hash(payload) for payload in payloads])
-    assert [series.length for series in series_of(rows, first=0, forms=forms)] == [20, 10]
+    assert parts_of(rows, first=0, forms=forms) == [(0, 20), 20, (21, 30)]
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 7, 64, 100])

@@ -61,7 +61,7 @@ def read(payload: bytes) -> tuple[Any, ...] | None:
             return None
         closes = event["phase"] == "close"
         counted = event["counts"]["events"] if closes and event["action"] == "producer" else None
-        named = uuid.UUID(producer["id"])
+        named = str(uuid.UUID(producer["id"]))
         return event["event_id"], event["time"], closes, named, producer["sequence"], producer["previous"], counted
     except (*NOT_OF_THE_SCHEMA, rfc8785.CanonicalizationError, RecursionError):
         return None
