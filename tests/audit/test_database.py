@@ -15,6 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.exc import IntegrityError
 
+from lepton_airflow.audit.archived import Archived
 from lepton_airflow.audit.checkpoint import Checkpoint, Signer
 from lepton_airflow.audit.database import (
     VERSION_TABLE,
@@ -29,10 +30,12 @@ from lepton_airflow.audit.database import (
     run_table,
 )
 from lepton_airflow.audit.merkle import root
-from lepton_airflow.audit.runs import put
+from lepton_airflow.audit.runs import get, put
 from lepton_airflow.audit.sealer import seal
 from lepton_airflow.audit.verify import verify
 from lepton_airflow.errors import AuditTampered, AuditUnavailable, ConfigurationError
+from lepton_airflow.keys.usage import reserve_usage, usage, usage_table
+from lepton_airflow.models.registry import ModelRegistry, model_table
 from lepton_airflow.settings import Settings
 
 
@@ -104,6 +107,7 @@ def test_a_log_of_every_older_schema_is_migrated_and_goes_on(
         connection.exec_driver_sql("UPDATE lepton_audit_leaf SET tree_index = id - 1")
         note = Checkpoint(signer.name, len(hashes), root(hashes)).sign(signer)
         connection.execute(checkpoint_table.insert().values(tree_size=len(hashes), note=note, frontier=b""))
+    beside = fill_beside_the_log(old, signer)
     migrate(old)
     old.dispose()
     engine = connect(settings)
@@ -111,7 +115,37 @@ def test_a_log_of_every_older_schema_is_migrated_and_goes_on(
     assert seal(engine, signer=signer, exports=[]).tree_size == 8
     report = verify(engine, verifier=signer.verifier, exports=[])
     assert (report.findings, report.tree_size, report.unsealed) == ((), 8, 0)
+    assert any("leaves 0 to 1 are archived at /elsewhere" in note for note in report.notes) == ("archive" in beside)
+    assert usage(engine, "clinic") == ({7: 100} if "usage" in beside else {})
+    champion = ModelRegistry(engine).champion("diagnosis")
+    assert (champion is not None and champion.metrics == {"clean": 0.9}) == ("model" in beside)
+    run = get(engine, "dag/task/run/0")
+    assert run is not None
+    assert (run.status, run.payload) == ("success", {"rows": 4})
     engine.dispose()
+
+
+def fill_beside_the_log(engine: sql.Engine, signer: Signer) -> set[str]:
+    """A row in each table that is not the log itself, as far as the schema has it: what was filled."""
+    tables = {"archive": archive_table.name, "model": model_table.name, "usage": usage_table.name}
+    with engine.connect() as connection:
+        there = {what for what, table in tables.items() if sql.inspect(connection).has_table(table)}
+    put(engine, "dag/task/run/0", job="encrypt_columns", spec_digest="d", status="success", payload={"rows": 4})
+    if "usage" in there:
+        reserve_usage(engine, "clinic", 7, 100)
+    with engine.begin() as connection:
+        if "archive" in there:
+            event = connection.scalars(sql.select(leaf_table.c.event_id).order_by(leaf_table.c.id)).all()[3]
+            archived = Archived(
+                origin=signer.name, first=0, stop=2, digest="0" * 64, event_id=event, place="/elsewhere"
+            )
+            connection.execute(archive_table.insert().values(first=0, stop=2, note=archived.sign(signer)))
+            connection.execute(leaf_table.update().where(leaf_table.c.tree_index < 2).values(payload=""))
+        if "model" in there:
+            texts = ("model", "sha256", "run_key", "card_sha256", "dataset", "dataset_digest", "registered_at")
+            row = dict.fromkeys(texts, "diagnosis") | {"status": "champion", "metrics": '{"clean":0.9}'}
+            connection.execute(model_table.insert().values(row))
+    return there
 
 
 def test_nothing_is_read_from_or_written_to_a_file_that_was_removed_or_replaced(
