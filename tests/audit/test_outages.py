@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import secrets
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,8 +20,9 @@ import sqlalchemy as sql
 from lepton_airflow.access.guard import Guard
 from lepton_airflow.access.policy import Policy
 from lepton_airflow.audit.checkpoint import Signer
-from lepton_airflow.audit.database import connect, leaf_table
+from lepton_airflow.audit.database import connect, leaf_table, migrate
 from lepton_airflow.audit.event import Actor, Event
+from lepton_airflow.audit.export import Export
 from lepton_airflow.audit.log import AuditLog
 from lepton_airflow.audit.sealer import seal
 from lepton_airflow.audit.verify import verify
@@ -102,6 +105,68 @@ def test_a_disk_that_is_full_for_the_sealer_signs_nothing(
     report = verify(sqlite_engine, verifier=signer.verifier, exports=[])
     assert (report.ok, report.tree_size, report.unsealed) == (True, 0, 601)
     assert seal(sqlite_engine, signer=signer, exports=[]).tree_size == 601
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False)
+    if mounted.returncode:
+        pytest.skip("whoever runs this may not mount a file system; the tests with RLIMIT_FSIZE need no right to")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_log_on_a_file_system_without_space_fails_closed_and_goes_on_once_there_is_some(
+    small_disk: Path, signer: Signer
+) -> None:
+    settings = Settings(home=small_disk)
+    engine = connect(settings, check_schema=False)
+    migrate(engine)
+    log = AuditLog(engine, actor=Actor(principal="tester", host="here"), run_key="full")
+    acknowledged: list[str] = []
+
+    def fill() -> None:
+        while True:
+            acknowledged.extend(log.append_all([Event(action="encrypt", phase="note")] * 3))
+
+    with pytest.raises(AuditUnavailable) as caught:
+        fill()
+    assert not caught.value.final
+    assert len(acknowledged) > 30
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    acknowledged.append(log.append(Event(action="encrypt", phase="note")))
+    with engine.connect() as connection:
+        stored = list(connection.scalars(sql.select(leaf_table.c.event_id).order_by(leaf_table.c.id)))
+    assert stored == acknowledged
+    log.close()
+    seal(engine, signer=signer, exports=[])
+    assert verify(engine, verifier=signer.verifier, exports=[]).findings == ()
+    engine.dispose()
+
+
+def test_an_export_to_a_file_system_without_space_is_made_up_for_and_never_half_there(
+    sqlite_engine: sql.Engine, signer: Signer, write: Any, small_disk: Path
+) -> None:
+    filler, export = small_disk / "filler", small_disk / "export"
+    write(sqlite_engine, 300)
+    seal(sqlite_engine, signer=signer, exports=[export])
+    write(sqlite_engine, 900)
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    assert shutil.disk_usage(small_disk).free == 0
+    for room in (0, 8192, 20480):  # so that it ends in other places
+        os.truncate(filler, filler.stat().st_size - room)
+        with pytest.raises(AuditUnavailable):
+            seal(sqlite_engine, signer=signer, exports=[export])
+        # The log itself is sealed; what the export has is sound, and older.
+        report = verify(sqlite_engine, verifier=signer.verifier, exports=[export])
+        assert (report.findings, report.tree_size) == ((), 1202)
+    filler.unlink()
+    seal(sqlite_engine, signer=signer, exports=[export])
+    assert Export(export).leaf_hashes(1202) is not None
+    assert verify(sqlite_engine, verifier=signer.verifier, exports=[export]).findings == ()
 
 
 def test_a_server_whose_files_cannot_grow_fails_closed_and_what_was_acknowledged_is_there(
