@@ -499,6 +499,22 @@ def test_producers_are_followed_alike_series_by_series_and_leaf_by_leaf(seed: in
     assert vars(together._clock) | {"_now": None} == vars(singly._clock) | {"_now": None}
 
 
+def test_of_like_closing_events_each_must_count_right() -> None:
+    producer, payloads = uuid.UUID(int=5, version=4), []
+    encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=producer)
+    for number in range(6):
+        event = Event(action="encrypt", phase="note")
+        if number >= 3:
+            event = Event(action="producer", phase="close", counts={"events": 4})
+        previous = leaf_hash(payloads[-1]) if payloads else None
+        event_id = event_id_of(producer, number)
+        time = "2026-01-31T23:59:57.000000Z"
+        payloads.append(encoder.encode(event, event_id=event_id, sequence=number, previous=previous, time=time))
+    ids = [event_id_of(producer, number).encode() for number in range(6)]
+    rows = Rows(ids, payloads, [leaf_hash(payload) for payload in payloads])
+    assert parts_of(rows, first=0, forms=knowing(rows)) == [(0, 3), 3, (4, 5), 5]
+
+
 def test_each_leaf_without_a_form_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     producer, payloads = uuid.UUID(int=5, version=4), []
     for number in range(40):
