@@ -126,7 +126,7 @@ class Frame(NamedTuple):
 
 def are_alike(one: re.Match[bytes], other: re.Match[bytes]) -> bool:
     """Whether two leaves in known forms, each with a predecessor, have the same frame."""
-    return one.re is other.re and one[4] != b"" != other[4] and _parts(one) == _parts(other)
+    return one[4] != b"" != other[4] and _parts(one) == _parts(other)
 
 
 def _parts(match: re.Match[bytes]) -> tuple[bytes, bytes, bytes, bytes, bytes]:

@@ -193,7 +193,7 @@ class _Growing:
     def goes_on_alike(self, last: re.Match[bytes], start: int) -> int:
         """Add the rows from ``start`` on that are like the one before it, if that was added; where they end."""
         chain = self._chains.get(last[3])
-        if chain is None or chain.place != start - 1 or chain.closes:
+        if chain is None or chain.closes:
             return start
         stop, frame = Frame.of(last).repeated(self._rows, start)
         if stop > start:

@@ -499,6 +499,23 @@ def test_producers_are_followed_alike_series_by_series_and_leaf_by_leaf(seed: in
     assert vars(together._clock) | {"_now": None} == vars(singly._clock) | {"_now": None}
 
 
+def test_like_events_without_a_predecessor_vouch_for_nothing() -> None:
+    producer, payloads = uuid.UUID(int=5, version=4), []
+    encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=producer)
+    ids = [event_id_of(producer, number) for number in range(4)]
+    for number, event_id in enumerate(ids):
+        event, time = Event(action="encrypt", phase="note"), "2026-01-31T23:59:57.000000Z"
+        payloads.append(encoder.encode(event, event_id=event_id, sequence=number, previous=None, time=time))
+        if number > 1:  # no JSON, but what those before it would be with a predecessor's hash in its place
+            named = b"null" + leaf_hash(payloads[-2]).hex().encode()
+            payloads[-1] = payloads[-1].replace(b'null,"sequence', named + b',"sequence')
+    rows = Rows([event_id.encode() for event_id in ids], payloads, [leaf_hash(payload) for payload in payloads])
+    forms = Forms()
+    for payload in payloads[:2] * 2:
+        forms.learn(payload)
+    assert parts_of(rows, first=0, forms=forms) == [(0, 1), (1, 2), 2, 3]
+
+
 def test_of_like_closing_events_each_must_count_right() -> None:
     producer, payloads = uuid.UUID(int=5, version=4), []
     encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=producer)
