@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import sqlalchemy as sql
 
 from lepton_airflow.audit.database import connect, leaf_table
+from lepton_airflow.jobs.main import main
 from lepton_airflow.settings import Settings
 
 pytestmark = [pytest.mark.slow]
@@ -50,10 +52,12 @@ def outcomes(home: Settings) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def test_failures_are_typed_said_once_audited_and_retried_only_where_that_helps(
-    airflow: Any, home: Settings, variables: dict[str, str]
+def test_failures_are_typed_said_once_audited_told_and_retried_only_where_that_helps(
+    airflow: Any, spark: Any, home: Settings, variables: dict[str, str], events_file: Path, specification: Any
 ) -> None:
-    finished = airflow.run("dags", "test", "lepton_failures", **variables)
+    """``events_file``: the standard variables reach the drivers too, which must keep silent."""
+    told = {name: value for name, value in os.environ.items() if name.startswith("OPENLINEAGE__")}
+    finished = airflow.run("dags", "test", "lepton_failures", **variables, **told)
     log = finished.stdout + finished.stderr
     tasks = query(airflow, "select task_id, state, try_number from task_instance where dag_id = 'lepton_failures'")
     assert {task: (state, tries) for task, state, tries in tasks} == {
@@ -80,6 +84,45 @@ def test_failures_are_typed_said_once_audited_and_retried_only_where_that_helps(
 
     (value,) = query(airflow, "select value from xcom where task_id = 'works' and key = 'return_value'")[0]
     assert json.loads(json.loads(value) if isinstance(json.loads(value), str) else value)["rows"] == 1
+
+    events = specification.read_events(events_file)
+    assert "ada@" not in events_file.read_text()
+    kinds = sorted((event["job"]["name"].partition(".")[2], event["eventType"]) for event in events)
+    assert [(task, kind) for task, kind in kinds if task not in ("", "end")] == [
+        *[("dead_driver", "FAIL")] * 2,
+        *[("dead_driver", "START")] * 2,
+        ("denied", "FAIL"),
+        ("denied", "START"),
+        ("missing_column", "FAIL"),
+        ("missing_column", "START"),
+        ("works", "COMPLETE"),
+        ("works", "START"),
+    ], "every event is told once"
+    found = {(event["job"]["name"].partition(".")[2], event["eventType"]): event for event in events}
+    start, complete = found["works", "START"], found["works", "COMPLETE"]
+    assert start["inputs"][0]["name"].endswith("/raw"), "templates are rendered before the start is told"
+    assert complete["run"]["facets"]["lepton_privacy"]["runKey"].startswith("lepton_failures/works/")
+    assert "[AccessDenied]" in found["denied", "FAIL"]["run"]["facets"]["errorMessage"]["message"]
+
+    # A job without Airflow says the same.
+    events_file.unlink()
+    works = variables["AIRFLOW_VAR_LEPTON_DATA"]
+    fields = {
+        "source": {"name": "clinic.visits_raw", "path": f"{works}/raw"},
+        "target": {"name": "clinic.visits", "path": f"{works}/works", "mode": "overwrite"},
+        "keyset": "clinic",
+        "columns": {"email": {"cipher": "AES256_GCM"}, "i?": {"cipher": "AES256_SIV", "domain": "visit"}},
+        "purpose": "test",
+    }
+    assert main("encrypt_columns", ["--spec-json", json.dumps(fields), "--home", str(home.home)]) == 0
+    essence = specification.essence
+    for event in specification.read_events(events_file):
+        twin = found["works", event["eventType"]]
+        for part in ("inputs", "outputs"):
+            assert essence(event[part]) == essence(twin[part])
+        ours, airflows = (essence(one["run"]["facets"]["lepton_privacy"]) for one in (event, twin))
+        assert ours == airflows
+        assert event["outputs"][0]["facets"]["columnLineage"]["fields"]
 
 
 def test_the_wrong_java_is_said_before_spark_starts_and_audited(

@@ -22,7 +22,7 @@ def lepton_failures() -> None:
             "source": {"name": "clinic.visits_raw", "path": f"{DATA}/raw"},
             "target": {"name": "clinic.visits", "path": f"{DATA}/{task_id}"},
             "keyset": "clinic",
-            "columns": {"email": {"cipher": "AES256_GCM"}},
+            "columns": {"email": {"cipher": "AES256_GCM"}, "i?": {"cipher": "AES256_SIV", "domain": "visit"}},
             "purpose": "test",
         }
         return EncryptColumnsOperator(task_id=task_id, lepton_conn_id="lepton_tester", **(arguments | changes))  # type: ignore[arg-type]
