@@ -1,8 +1,8 @@
 """Blocks: what one read of some thousand sealed leaves says, as little as the tree and the producers need.
 
-A block is made only of leaves of which nothing is odd by itself. Where anything is, there is none, and who asked for it looks at
-the rows one by one. So that a second process can make blocks, and start soon, this module needs no more than the standard library
-(and what reads canonical JSON).
+A block is made only of rows that stand where they should, each with the hash of its payload beside it. Where one does not, there
+is none, and who asked for it looks at the rows one by one. So that a second process can make blocks, and start soon, this module
+needs no more than the standard library (and what reads canonical JSON).
 """
 
 from __future__ import annotations
@@ -55,10 +55,11 @@ class Block(NamedTuple):
     """Leaves that stand where they should, each with the hash of its payload beside it.
 
     :param pieces: for each of the task's cuts the subtrees from the cut before it up to there
+    :param parts: what the leaves say, in the order of the tree
     """
 
     pieces: list[list[tuple[int, bytes]]]
-    stretches: list[Stretch | Odd]
+    parts: list[Stretch | Odd]
 
 
 def block_of(task: Task, cursor: Any, forms: Forms) -> Block | None:
@@ -84,12 +85,12 @@ def block_of(task: Task, cursor: Any, forms: Forms) -> Block | None:
         first += len(rows)
     if first != task.stop:
         return None
-    stretches = list(stretches_of(Rows(event_ids, payloads, actual), first=task.first, forms=forms))
+    parts = stretches_of(Rows(event_ids, payloads, actual), first=task.first, forms=forms)
     pieces, first = [], task.first
     for cut in task.cuts:
         pieces.append(subtrees(actual[first - task.first : cut - task.first], first=first))
         first = cut
-    return Block(pieces, stretches)
+    return Block(pieces, parts)
 
 
 def serve(uri: str, descriptor: int) -> None:

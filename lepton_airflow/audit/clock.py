@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from lepton_airflow.audit.findings import Finding, Leaf
 from lepton_airflow.audit.forms import Fields
-from lepton_airflow.audit.stretches import LOG_TOLERANCE, Stretch
-
-#: Within one producer, which has one clock.
-PRODUCER_TOLERANCE = timedelta(seconds=1)
+from lepton_airflow.audit.stretches import Stretch
+from lepton_airflow.audit.tolerance import LOG_TOLERANCE, PRODUCER_TOLERANCE
 
 
 class Clock:
@@ -39,10 +37,7 @@ class Clock:
             text = f"Its time is {self._before - time} before that of the event before it in the log."
             yield Finding("clock", leaf.position, text)
         self._before = time
-        if event.closes:
-            self._producers.pop(producer, None)
-        else:
-            self._producers[producer] = (sequence, time)
+        self._note(producer, sequence, time, closes=event.closes)
 
     def take(self, stretch: Stretch) -> bool:
         """Take in the events of a stretch; False, and nothing done, if one of its chains begins before what it follows upon, or
@@ -57,8 +52,11 @@ class Clock:
             return False
         self._before = stretch.ended
         for chain in stretch.chains:
-            if chain.closes:
-                self._producers.pop(chain.producer, None)
-            else:
-                self._producers[chain.producer] = (chain.last_sequence, chain.ended)
+            self._note(chain.producer, chain.last_sequence, chain.ended, closes=chain.closes)
         return True
+
+    def _note(self, producer: str, sequence: int, time: datetime, *, closes: bool) -> None:
+        if closes:
+            self._producers.pop(producer, None)
+        else:
+            self._producers[producer] = (sequence, time)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -96,6 +97,7 @@ class Producers:
                 actual_hash=chain.hashed,
                 tree_index=chain.position,
             )
+        for chain in sorted(stretch.chains, key=lambda chain: chain.position):  # in the order of the log
             if chain.closes:
                 self._close(chain.producer)
         return True
@@ -159,11 +161,10 @@ def _hashes(leaf: Leaf | None) -> tuple[str | None, ...]:
 
 
 def _fill(missing: list[tuple[int, int]], sequence: int) -> bool:
-    """Strike ``sequence`` off the skipped numbers; False when it was not one of them."""
-    for position, (start, stop) in enumerate(missing):
-        if start <= sequence < stop:
-            missing[position : position + 1] = [
-                piece for piece in ((start, sequence), (sequence + 1, stop)) if piece[0] < piece[1]
-            ]
-            return True
-    return False
+    """Strike ``sequence`` off the skipped numbers, which are in order; False when it was not one of them."""
+    place = bisect(missing, sequence, key=lambda span: span[0]) - 1
+    if place < 0 or sequence >= missing[place][1]:
+        return False
+    start, stop = missing[place]
+    missing[place : place + 1] = [piece for piece in ((start, sequence), (sequence + 1, stop)) if piece[0] < piece[1]]
+    return True

@@ -12,7 +12,7 @@ from lepton_airflow.audit.checkpoint import Checkpoint
 from lepton_airflow.audit.cosignature import WitnessVerifier
 from lepton_airflow.audit.export import Export
 from lepton_airflow.audit.findings import Finding
-from lepton_airflow.audit.stretches import LOG_TOLERANCE
+from lepton_airflow.audit.tolerance import LOG_TOLERANCE
 from lepton_airflow.errors import AuditTampered, ConfigurationError
 from lepton_airflow.settings import SETTINGS_FILE, Settings
 

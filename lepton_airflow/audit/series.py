@@ -35,7 +35,7 @@ _TO_THE_SECOND = len("0000-00-00T00:00:00")
 _DATE, _MINUTE, _SECOND = len("0000-00-00"), len("0000-00-00T00:"), len("0000-00-00T00:00:")
 _ZERO_TIME = b"0000-00-00T00:00:00.000000Z"
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
-# The seventh and the ninth byte of a UUID of version 5, from those of the SHA-1 (RFC 9562 section 5.5).
+# The seventh and the ninth byte of a UUID of version 5, from those of the SHA-1.
 _VERSION = bytes(byte & 0x0F | 0x50 for byte in range(256))
 _VARIANT = bytes(byte & 0x3F | 0x80 for byte in range(256))
 
@@ -65,22 +65,41 @@ class Frame(NamedTuple):
         """The frame of a leaf in a known form that names a predecessor."""
         return cls(_parts(match), match[3], int(match[5]), match[6])
 
-    def repeated(self, rows: Rows, start: int) -> tuple[int, Frame]:
-        """Where the rows from ``start`` on end that are this leaf but for what changes; and the last of them, or this leaf."""
-        stop, sequence, time = start, self.sequence + 1, self.time
+    def repeated(self, rows: Rows, start: int) -> tuple[int, bytes]:
+        """Where the rows end that are, from ``start`` on, this leaf but for what changes; and the time of what is before that."""
+        stop, time = start, self.time
         constant = sum(map(len, self.parts)) + _UUID + 2 * HASH_BYTES + len(_ZERO_TIME)
-        together = 1  # then more, as long as they are right
-        while stop < len(rows.payloads):
+        together, searching = 1, False  # then more, as long as they are right; and ever fewer, once they are not
+        while together and stop < len(rows.payloads):
+            sequence = self.sequence + 1 + stop - start
             digits = len(str(sequence))
             limit = min(len(rows.payloads), stop + together, stop + 10**digits - sequence)
-            count = self._reach(rows, stop, limit, constant + digits) - stop
-            while count and not (found := self._last_time(rows, stop, stop + count, constant + digits, sequence, time)):
-                count //= 2
-            if not count:
+            reach, last = self._compared(rows, stop, limit, constant + digits, sequence, time)
+            if last is None:
+                together, searching = (reach - stop) // 2, True
+                continue
+            stop, time = reach, last
+            if reach < limit:
                 break
-            stop, sequence, time = stop + count, sequence + count, found or time
-            together = min(4 * together, TOGETHER)
-        return stop, self._replace(sequence=sequence - 1, time=time)
+            together = together // 2 if searching else min(4 * together, TOGETHER)
+        return stop, time
+
+    def _compared(
+        self, rows: Rows, start: int, stop: int, size: int, sequence: int, before: bytes
+    ) -> tuple[int, bytes | None]:
+        """How far these rows are like this leaf, and the time of the last, if each of them is what must follow."""
+        reach = self._reach(rows, start, stop, size)
+        last = self._last_time(rows, start, reach, size, sequence, before) if reach > start else None
+        if last is None:
+            # One of them was only as long as the others, or is not what must follow.
+            sooner = next((number for number in range(start, reach) if not self._is_of(rows.payloads[number])), reach)
+            if start < sooner < reach:
+                return sooner, self._last_time(rows, start, sooner, size, sequence, before)
+        return reach, last
+
+    def _is_of(self, payload: bytes) -> bool:
+        first, middle, _, _, end = self.parts
+        return payload.startswith(first) and payload.startswith(middle, len(first) + _UUID) and payload.endswith(end)
 
     def _reach(self, rows: Rows, start: int, stop: int, size: int) -> int:
         """How far the rows seem to be of this length and this producer; to look at each of them is left to who uses it."""
@@ -158,11 +177,13 @@ def are_ids(event_ids: list[bytes], names: Iterable[_Hash], numbers: Iterable[by
         sha1 = name.copy()
         sha1.update(number)
         digests.append(sha1.digest())
+    # All at once: of the 20 bytes of each digest the first 16 stay, then version and variant are set (RFC 9562 section 5.5).
     made = bytearray().join(digests)
     for place in reversed(range(_UUID_BYTES, _SHA1_BYTES)):
         del made[place :: place + 1]
     made[6::_UUID_BYTES] = made[6::_UUID_BYTES].translate(_VERSION)
     made[8::_UUID_BYTES] = made[8::_UUID_BYTES].translate(_VARIANT)
+    # From "01234567-89ab-cdef-0123-456789abcdef" falls, in each id, first what stands at 23, then at 18, 13 and 8.
     text = bytearray().join(event_ids)
     for place, period in _DASHES:
         if text[place::period] != b"-" * len(event_ids):

@@ -8,16 +8,17 @@ hold against the rest of the log.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
-from itertools import repeat
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Literal, NamedTuple, TypeAlias
 
 from lepton_airflow.audit.forms import Forms
 from lepton_airflow.audit.series import TOGETHER, Frame, Rows, are_alike, are_ids, are_moments, in_hex, name_of
+from lepton_airflow.audit.tolerance import LOG_TOLERANCE
 
-#: By how much times may go back in the log: between machines, whose clocks differ, and events that wait for their commit.
-LOG_TOLERANCE = timedelta(minutes=10)
+#: Behind so many like leaves what follows is compared with them. Where so few or fewer are like them, that took longer than
+#: looking at each, and from then on more like leaves are asked for.
+_ALIKE, _TOO_FEW = 6, 32
 
 
 class Chain(NamedTuple):
@@ -50,7 +51,7 @@ class Chain(NamedTuple):
 class Stretch(NamedTuple):
     """Leaves of which nothing is odd but, perhaps, what they follow upon.
 
-    None of their times is more than :data:`LOG_TOLERANCE` before that of the leaf before.
+    None of their times is before that of the leaf before it by more than the log tolerates.
 
     :param first: the position of the first leaf
     :param stop: the position behind the last
@@ -79,63 +80,63 @@ class Odd(NamedTuple):
     hashed: bytes
 
 
-def stretches_of(rows: Rows, *, first: int, forms: Forms) -> Iterator[Stretch | Odd]:
+def stretches_of(rows: Rows, *, first: int, forms: Forms) -> list[Stretch | Odd]:
     """Cut rows into stretches.
 
     :param first: the position of the first row
     :param forms: those of the rows that were seen before
     """
-    place, stretch = 0, _Growing(rows, first, 0)
+    cut, place, enough = _Cut(rows, first), 0, _ALIKE
     while place < len(rows.payloads):
-        matches, unknown = _known(rows.payloads, place, forms)
-        for right, *leaf in _leaves(matches, rows, place):
-            if right and not stretch.takes(*leaf):
-                yield from stretch.finished(place)
-                stretch = _Growing(rows, first, place)
-                stretch.takes(*leaf)
-            elif not right:
-                yield from stretch.finished(place)
-                yield _odd(rows, first, place)
-                stretch = _Growing(rows, first, place + 1)
-            place += 1
-        if unknown:
+        matches, ending = _known(rows.payloads, place, forms, enough)
+        for leaf in _leaves(matches, rows, place):
+            cut.add(*leaf)
+        place += len(matches)
+        if ending == "alike":
+            before, place = place, cut.go_on_alike(matches[-1], place)
+            enough = 2 * enough if place - before <= _TOO_FEW else _ALIKE
+        elif ending == "unknown":
             forms.learn(rows.payloads[place])
-            yield from stretch.finished(place)
-            yield _odd(rows, first, place)
+            cut.add_odd(place)
             place += 1
-            stretch = _Growing(rows, first, place)
-        elif len(matches) > 1 and are_alike(*matches[-2:]):
-            place = stretch.goes_on_alike(matches[-1], place)
-    yield from stretch.finished(place)
+    cut.end(place)
+    return cut.parts
 
 
-def _known(payloads: list[bytes], start: int, forms: Forms) -> tuple[list[re.Match[bytes]], bool]:
-    """The leaves from ``start`` on in known forms, up to one that is like the one before it; whether one in none follows."""
+def _known(
+    payloads: list[bytes], start: int, forms: Forms, enough: int
+) -> tuple[list[re.Match[bytes]], Literal["alike", "unknown", ""]]:
+    """The leaves from ``start`` on in known forms: up to ``enough`` that are alike, or one in none, which is left out."""
     matches: list[re.Match[bytes]] = []
-    before = b""
+    before, alike = b"", 1
     for payload in payloads[start : start + TOGETHER]:
         match = forms.match(payload)
         if match is None:
-            return matches, True
+            return matches, "unknown"
         matches.append(match)
         # Most that differ do so before their id.
         head = payload[: match.start(2)]
-        if head == before and are_alike(matches[-2], match):
-            break
+        alike = alike + 1 if head == before and are_alike(matches[-2], match) else 1
+        if alike == enough:
+            return matches, "alike"
         before = head
-    return matches, False
+    return matches, ""
 
 
-def _leaves(matches: list[re.Match[bytes]], rows: Rows, start: int) -> Iterator[tuple[Any, ...]]:
-    """Of each leaf whether it is right by itself, and what :meth:`_Growing.takes` asks for."""
+#: Of a leaf in a known form: whether it is right by itself, its producer, number, the hash that it names, its time, whether it
+#: closes its producer, its own hash in hex, and its place among the rows.
+_Leaf: TypeAlias = tuple[bool, bytes, int, bytes, bytes, bool, bytes, int]
+
+
+def _leaves(matches: list[re.Match[bytes]], rows: Rows, start: int) -> Iterable[_Leaf]:
     if not matches:
-        return iter(())
+        return ()
     stop = start + len(matches)
     event_ids = rows.event_ids[start:stop]
     counted, inside, producers, previous, sequences, times = zip(*(match.groups() for match in matches), strict=True)
     names = [name_of(producer) for producer in producers]
     counts = [count in (b"", sequence) for count, sequence in zip(counted, sequences, strict=True)]
-    right: Iterable[bool] = repeat(True)
+    right = [True] * len(matches)
     if not (inside == (*event_ids,) and all(counts) and are_ids(event_ids, names, sequences) and are_moments(times)):
         right = [
             one == other and counts_right and are_ids([one], [name], [sequence]) and are_moments([time])
@@ -144,16 +145,16 @@ def _leaves(matches: list[re.Match[bytes]], rows: Rows, start: int) -> Iterator[
             )
         ]
     closes = [count != b"" for count in counted]
-    hashes = in_hex(rows.hashes[start:stop])
-    return zip(right, producers, map(int, sequences), previous, times, closes, hashes, range(start, stop), strict=False)
+    hashes, places = in_hex(rows.hashes[start:stop]), range(start, stop)
+    return zip(right, producers, map(int, sequences), previous, times, closes, hashes, places, strict=True)
 
 
 class _Chain:
     """A producer's leaves in a stretch that may go on.
 
     :ivar first: the first one's number, the hash that it names, and its time
+    :ivar named: the last one's hash in hex
     :ivar place: that of the last among the rows
-    :ivar named: its hash in hex
     """
 
     __slots__ = ("closes", "first", "named", "place", "sequence", "time")
@@ -161,75 +162,94 @@ class _Chain:
     def __init__(self, first: tuple[int, bytes, bytes]) -> None:
         self.first = first
 
-    def ends(self, sequence: int, time: bytes, closes: bool, named: bytes, place: int) -> None:
+    def end(self, sequence: int, time: bytes, closes: bool, named: bytes, place: int) -> None:
         """Note which leaf is the last."""
         self.sequence, self.time, self.closes, self.named, self.place = sequence, time, closes, named, place
 
 
-class _Growing:
-    """A stretch to which the rows from ``start`` on are added."""
+class _Cut:
+    """Rows that are being cut, in their order.
 
-    def __init__(self, rows: Rows, first: int, start: int) -> None:
-        self._rows, self._first, self._start = rows, first, start
+    :ivar parts: what is finished
+    """
+
+    def __init__(self, rows: Rows, first: int) -> None:
+        self.parts: list[Stretch | Odd] = []
+        self._rows, self._first = rows, first
+        self._start = 0
         self._chains: dict[bytes, _Chain] = {}
         self._began = self._ended = self._latest = b""
 
-    def takes(
-        self, producer: bytes, sequence: int, previous: bytes, time: bytes, closes: bool, named: bytes, place: int
-    ) -> bool:
-        """Add a row, unless it is not what must follow. A stretch takes any first row."""
-        if time < self._ended and _moment(self._ended) - _moment(time) > LOG_TOLERANCE:
-            return False
+    def add(
+        self,
+        right: bool,
+        producer: bytes,
+        sequence: int,
+        previous: bytes,
+        time: bytes,
+        closes: bool,
+        named: bytes,
+        place: int,
+    ) -> None:
+        """Add a leaf in a known form (see :data:`_Leaf`)."""
+        if not right:
+            self.add_odd(place)
+            return
         chain = self._chains.get(producer)
+        follows = chain is None or (
+            sequence == chain.sequence + 1 and previous == chain.named and time >= chain.time and not chain.closes
+        )
+        if not follows or (time < self._ended and _moment(self._ended) - _moment(time) > LOG_TOLERANCE):
+            self.end(place)
+            chain = None
         if chain is None:
             chain = self._chains[producer] = _Chain((sequence, previous, time))
-        elif sequence != chain.sequence + 1 or previous != chain.named or time < chain.time or chain.closes:
-            return False
-        chain.ends(sequence, time, closes, named, place)
+        chain.end(sequence, time, closes, named, place)
         self._began, self._ended = self._began or time, time
         self._latest = max(self._latest, time)
-        return True
 
-    def goes_on_alike(self, last: re.Match[bytes], start: int) -> int:
-        """Add the rows from ``start`` on that are like the one before it, if that was added; where they end."""
+    def go_on_alike(self, last: re.Match[bytes], start: int) -> int:
+        """Add the rows from ``start`` on that are like the one before it, if that was right; where they end."""
         chain = self._chains.get(last[3])
         if chain is None or chain.closes:
             return start
-        stop, frame = Frame.of(last).repeated(self._rows, start)
+        stop, time = Frame.of(last).repeated(self._rows, start)
         if stop > start:
             named = self._rows.hashes[stop - 1].hex().encode()
-            chain.ends(frame.sequence, frame.time, closes=False, named=named, place=stop - 1)
-            self._ended, self._latest = frame.time, max(self._latest, frame.time)
+            chain.end(chain.sequence + stop - start, time, closes=False, named=named, place=stop - 1)
+            self._ended, self._latest = time, max(self._latest, time)
         return stop
 
-    def finished(self, stop: int) -> Iterator[Stretch]:
-        """The stretch up to, not including, the row at ``stop``; none if there is nothing in it."""
-        if not self._chains:
-            return
-        rows, first = self._rows, self._first
-        chains = []
-        for producer, chain in self._chains.items():
-            sequence, previous, time = chain.first
-            chains.append(
-                Chain(
-                    producer=producer.decode(),
-                    sequence=sequence,
-                    previous=previous.decode() or None,
-                    began=_moment(time),
-                    ended=_moment(chain.time),
-                    position=first + chain.place,
-                    event_id=rows.event_ids[chain.place].decode(),
-                    hashed=rows.hashes[chain.place],
-                    last_sequence=chain.sequence,
-                    closes=chain.closes,
-                )
-            )
-        began, ended, latest = map(_moment, (self._began, self._ended, self._latest))
-        yield Stretch(first + self._start, first + stop, chains, began, ended, latest)
+    def add_odd(self, place: int) -> None:
+        """Add a leaf that has to be looked at by itself."""
+        self.end(place)
+        rows = self._rows
+        self.parts.append(Odd(self._first + place, rows.event_ids[place], rows.payloads[place], rows.hashes[place]))
+        self._start = place + 1
 
+    def end(self, stop: int) -> None:
+        """End the stretch before the row at ``stop``; the next one begins there."""
+        if self._chains:
+            chains = [self._finished(producer, chain) for producer, chain in self._chains.items()]
+            began, ended, latest = map(_moment, (self._began, self._ended, self._latest))
+            self.parts.append(Stretch(self._first + self._start, self._first + stop, chains, began, ended, latest))
+        self._start = stop
+        self._chains, self._began, self._ended, self._latest = {}, b"", b"", b""
 
-def _odd(rows: Rows, first: int, place: int) -> Odd:
-    return Odd(first + place, rows.event_ids[place], rows.payloads[place], rows.hashes[place])
+    def _finished(self, producer: bytes, chain: _Chain) -> Chain:
+        sequence, previous, time = chain.first
+        return Chain(
+            producer=producer.decode(),
+            sequence=sequence,
+            previous=previous.decode() or None,
+            began=_moment(time),
+            ended=_moment(chain.time),
+            position=self._first + chain.place,
+            event_id=self._rows.event_ids[chain.place].decode(),
+            hashed=self._rows.hashes[chain.place],
+            last_sequence=chain.sequence,
+            closes=chain.closes,
+        )
 
 
 def _moment(time: bytes) -> datetime:

@@ -71,7 +71,7 @@ def verify(
     """Verify the whole log in one snapshot of the database; neither writers nor the sealer wait for it.
 
     Of a long log in SQLite a second process reads a part, in a snapshot of its own that is not older (see
-    :class:`lepton_airflow.audit.rows.Blocks`). Where anything is odd the rows are read one by one, in the first snapshot.
+    :class:`lepton_airflow.audit.rows.Blocks`). What is odd is looked at row by row, in the first snapshot.
 
     :param verifier: the sealer's public key, from a place that the database's owner cannot change
     :param exports: the folders to which the sealer copies its checkpoints
@@ -206,7 +206,7 @@ class _Verification:
             )
 
     def _taken(self, connection: sql.Connection) -> Iterator[int]:
-        """Take in every leaf, in blocks as far as nothing is odd about them; yield how many were taken at a time."""
+        """Take in every leaf, in blocks as far as they can be made; yield how many were taken at a time."""
         if is_framed(connection, start=self.start, stop=self.size):
             blocks = Blocks(connection, start=self.start, stop=self.size, cuts=self.signed.by_size)
             for task, block in blocks:
@@ -227,30 +227,30 @@ class _Verification:
                 self.frontier.append(node, level=level)
             self._compare_root()
         self.next_index = task.stop
-        for part in block.stretches:
+        for part in block.parts:
             if isinstance(part, Odd):
-                self._follow_producer(
-                    Leaf(
-                        row=part.position,
-                        event_id=part.event_id.decode(errors="replace"),
-                        payload=part.payload,
-                        stored_hash=part.hashed,
-                        actual_hash=part.hashed,
-                        tree_index=part.position,
-                    )
+                leaf = Leaf(
+                    row=part.position,
+                    event_id=part.event_id.decode(errors="replace"),
+                    payload=part.payload,
+                    stored_hash=part.hashed,
+                    actual_hash=part.hashed,
+                    tree_index=part.position,
+                    archived=not part.payload and part.position < archived_stop(self.archives),
                 )
+                self._follow_producer(leaf)
             elif not self.producers.take(part):
-                for leaf in self._leaves(connection, start=part.first, stop=part.stop):
+                # All that is left of the block: to ask for each stretch by itself could take long, were there many.
+                for leaf in self._leaves(connection, start=part.first, stop=task.stop):
                     self._follow_producer(leaf)
+                break
 
     def _take(self, leaf: Leaf) -> int:
         if leaf.tree_index is not None:
             self._take_sealed(leaf, leaf.tree_index)
         else:
             self.unsealed += 1
-        if leaf.archived:
-            pass  # its payload is checked with its archive
-        elif leaf.actual_hash == leaf.stored_hash:
+        if leaf.archived or leaf.actual_hash == leaf.stored_hash:
             self._follow_producer(leaf)
         else:
             self.producers.skip(leaf)
@@ -259,7 +259,8 @@ class _Verification:
         return 1
 
     def _follow_producer(self, leaf: Leaf) -> None:
-        self.found.add_all(self.producers.check(leaf))
+        if not leaf.archived:  # else its payload is checked with its archive
+            self.found.add_all(self.producers.check(leaf))
 
     def _take_sealed(self, leaf: Leaf, index: int) -> None:
         if index > self.next_index:

@@ -29,7 +29,7 @@ from lepton_airflow.audit.forms import Forms
 from lepton_airflow.audit.merkle import Frontier, leaf_hash, root, subtrees
 from lepton_airflow.audit.producers import Producers
 from lepton_airflow.audit.sealer import seal
-from lepton_airflow.audit.series import Rows
+from lepton_airflow.audit.series import Frame, Rows
 from lepton_airflow.audit.stretches import Odd, Stretch, stretches_of
 from lepton_airflow.audit.verify import VerificationReport, verify
 
@@ -211,6 +211,21 @@ def test_what_was_wrong_before_the_seal_is_reported_alike(
     assert report.findings or report.warnings or wrong in HARMLESS
 
 
+def test_a_leaf_without_a_payload_is_left_to_its_archive_alike(
+    sqlite_engine: sql.Engine,
+    signer: Signer,
+    all_ways: Callable[..., VerificationReport],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = random.Random(3)
+    leaves = written(source, producers=2, events=90)
+    fill(sqlite_engine, stored(leaves, {5: SPOILT["empty"], 50: SPOILT["empty"]}), signer, source)
+    monkeypatch.setattr(verify_module, "archived_stop", lambda _: 10)
+    report = all_ways(sqlite_engine, verifier=signer.verifier, exports=[])
+    malformed = [finding.position for finding in report.findings if finding.kind == "malformed"]
+    assert malformed == [f"leaf 50 (event {leaves[50]['event_id']})"]
+
+
 #: Alone they break no rule, if what follows was mended or nothing follows; a few times are odd and no more than that.
 HARMLESS = {
     "another form of time",
@@ -374,8 +389,10 @@ def test_a_stretch_ends_where_an_event_is_not_what_must_follow(broken: str | Non
 
 def parts_of(rows: Rows, *, first: int, forms: Forms) -> list[tuple[int, int] | int]:
     """Where stretches begin and end, and where leaves are odd."""
-    parts = stretches_of(rows, first=first, forms=forms)
-    return [part.position if isinstance(part, Odd) else (part.first, part.stop) for part in parts]
+    return [
+        part.position if isinstance(part, Odd) else (part.first, part.stop)
+        for part in stretches_of(rows, first=first, forms=forms)
+    ]
 
 
 def woven(turns: list[int], *, moments: list[float] | None = None) -> Rows:
@@ -442,7 +459,7 @@ def test_a_stretch_ends_where_the_times_of_the_log_go_back_too_far(back: float, 
     rows = woven([*range(5, 25)], moments=[3600.0] * 10 + [3600 - back] * 10)
     forms = knowing(rows)
     assert parts_of(rows, first=0, forms=forms) == parts
-    first = next(stretches_of(rows, first=0, forms=forms))
+    first, *_ = stretches_of(rows, first=0, forms=forms)
     assert isinstance(first, Stretch)
     assert first.latest == START + timedelta(seconds=3600)
 
@@ -454,6 +471,97 @@ def test_a_stretch_with_a_time_in_the_future_is_not_taken_as_a_whole(late: int) 
     (stretch,) = stretches_of(rows, first=0, forms=knowing(rows))
     assert isinstance(stretch, Stretch)
     assert Producers().take(stretch) == (late < 600)
+
+
+def test_producers_with_gaps_are_reported_in_the_order_in_which_they_closed() -> None:
+    """Both lack numbers 1 and 2; in one stretch they go on in one order and close in the other."""
+    one, other = uuid.UUID(int=5, version=4), uuid.UUID(int=6, version=4)
+    written: dict[uuid.UUID, list[bytes]] = {one: [], other: []}
+    leaves: list[Leaf] = []
+    for producer, number in [(one, 0), (other, 0), (one, 3), (other, 3), (one, 4), (other, 4), (other, 5), (one, 5)]:
+        event = Event(action="encrypt", phase="note", dataset="visits")
+        if number == 5:
+            event = Event(action="producer", phase="close", counts={"events": 5})
+        before = written[producer]
+        payload = LeafEncoder(actor=ACTOR, run_key="run", producer=producer).encode(
+            event,
+            event_id=event_id_of(producer, number),
+            sequence=number,
+            previous=leaf_hash(before[-1]) if before else None,
+            time="2026-01-31T23:59:57.000000Z",
+        )
+        before.append(payload)
+        hashed, index = leaf_hash(payload), len(leaves)
+        leaves.append(Leaf(index, event_id_of(producer, number), payload, hashed, hashed, index))
+    singly, together = Producers(), Producers()
+    for leaf in leaves:
+        assert not [*singly.check(leaf)]
+    for leaf in leaves[:4]:
+        assert not [*together.check(leaf)]
+    rows = Rows(
+        [leaf.event_id.encode() for leaf in leaves[4:]],
+        [leaf.payload for leaf in leaves[4:]],
+        [leaf.actual_hash for leaf in leaves[4:]],
+    )
+    (stretch,) = stretches_of(rows, first=4, forms=knowing(rows))
+    assert isinstance(stretch, Stretch)
+    assert together.take(stretch)
+    assert [*together.missing()] == [*singly.missing()]
+    assert str(other) in next(singly.missing()).text
+
+
+def test_a_log_that_is_all_breaks_is_not_asked_for_leaf_by_leaf(
+    sqlite_engine: sql.Engine, signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers that go down fill a gap: each is right and follows upon none, so that no stretch can be taken."""
+    numbers = [0, *range(299, 0, -1)]
+    leaves = woven([5] * 300)
+    order = [leaves.payloads[number].decode() for number in numbers]
+    rows = [
+        {"event_id": leaves.event_ids[number].decode(), "payload": text, "leaf_hash": leaf_hash(text.encode())}
+        for number, text in zip(numbers, order, strict=True)
+    ]
+    with sqlite_engine.begin() as connection:
+        connection.execute(leaf_table.insert(), rows)
+    seal(sqlite_engine, signer=signer, exports=[])
+    monkeypatch.setattr(reading_module, "BLOCK", 64)
+    asked: list[Any] = []
+    stored_leaves = verify_module.stored_leaves
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        asked.append(options)
+        return stored_leaves(*arguments, **options)
+
+    monkeypatch.setattr(verify_module, "stored_leaves", counted)
+    verify(sqlite_engine, verifier=signer.verifier, exports=[])
+    assert 5 <= len([options for options in asked if options["sealed"]]) <= 6
+
+
+@pytest.mark.parametrize("every", [2, 3, 7, 11, 30, 100])
+def test_breaks_in_like_events_are_not_looked_for_again_and_again(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    producer, payloads = uuid.UUID(int=5, version=4), []
+    encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=producer)
+    for number in range(1000):
+        event = Event(action="encrypt", phase="note", dataset="visitz" if number % every == 0 else "visits")
+        previous = leaf_hash(payloads[-1]) if payloads else None
+        event_id, time = event_id_of(producer, number), "2026-01-31T23:59:57.000000Z"
+        payloads.append(encoder.encode(event, event_id=event_id, sequence=number, previous=previous, time=time))
+    ids = [event_id_of(producer, number).encode() for number in range(1000)]
+    rows = Rows(ids, payloads, [leaf_hash(payload) for payload in payloads])
+    compared: list[int] = []
+    last_time = Frame._last_time
+
+    def counted(self: Frame, rows: Rows, start: int, stop: int, *rest: Any) -> Any:
+        compared.append(stop - start)
+        return last_time(self, rows, start, stop, *rest)
+
+    monkeypatch.setattr(Frame, "_last_time", counted)
+    forms = Forms()
+    for payload in payloads[:3] * 2:
+        forms.learn(payload)
+    assert parts_of(rows, first=0, forms=forms) == [(0, 1000)]
+    assert len(compared) <= 70
+    assert sum(compared) <= 2 * 1000
 
 
 @pytest.mark.parametrize("seed", range(25))
