@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 import rfc8785
 
@@ -39,8 +39,8 @@ def parse_canonical(data: bytes) -> Any:
     :raises InvalidData: the bytes are not JSON, or not the canonical form of their own value
     """
     try:
-        text = data.decode("ascii")
-        value = _plain_decoder.decode(text)
+        text = data.decode("utf-8")
+        value = _plain_decoder.decode(text) if _sorts_alike(text) else None
         if _plain_encoder.encode(value) == text:
             return value
     except (ValueError, RecursionError):
@@ -74,28 +74,39 @@ def _exact_integer(digits: str) -> int:
     return number
 
 
-def _not_plain(_: str) -> Any:
+def _not_plain(_: str) -> NoReturn:
     raise ValueError("not plain")
 
 
-#: Of ASCII text without floats and with exact integers: what :func:`_is_plain` says of values.
-_plain_decoder = json.JSONDecoder(parse_int=_exact_integer, parse_float=_not_plain, parse_constant=_not_plain)
+def _plain_float(digits: str) -> float:
+    number = float(digits)
+    return number if _is_plain(number) else _not_plain(digits)
+
+
+#: Of text with exact integers and floats of usual size: what :func:`_is_plain` says of values.
+_plain_decoder = json.JSONDecoder(parse_int=_exact_integer, parse_float=_plain_float, parse_constant=_not_plain)
 
 
 def _plain(value: Any) -> bytes | None:
     """The canonical bytes by way of the standard library, which is several times faster; None if it may write another form.
 
-    It writes RFC 8785's form of ASCII strings and exact integers. Others may sort in another order, and floats look different.
+    It writes RFC 8785's form of strings, exact integers, and floats of usual size. Some keys sort in another order, and floats
+    that are whole, or that Python writes with an exponent, look different.
     """
     try:
         text = _plain_encoder.encode(value) if _is_plain(value) else ""
     except (TypeError, ValueError, RecursionError):
         return None
-    return text.encode() if text and text.isascii() else None
+    return text.encode() if text and _sorts_alike(text) else None
+
+
+def _sorts_alike(text: str) -> bool:
+    """Whether its characters sort in the order of UTF-16, as RFC 8785 sorts keys: below the surrogates they do."""
+    return text.isascii() or max(text) < "\ud800"
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it holds exact integers and no floats, and no keys but strings: the standard library would make text of others."""
+    """Whether it holds exact integers, usual floats, and no keys but strings: the standard library would make text of others."""
     kind = type(value)
     if kind is dict:
         if not set(map(type, value)) <= {str}:
@@ -103,6 +114,9 @@ def _is_plain(value: Any) -> bool:
         value = value.values()
     elif kind is int:
         return bool(-_LARGEST_EXACT_INTEGER <= value <= _LARGEST_EXACT_INTEGER)
+    elif kind is float:
+        # Both write the shortest digits that come back as this number (RFC 8785 section 3.2.2.3), here without an exponent.
+        return bool(1e-4 <= abs(value) < 1e16) and not value.is_integer()
     elif kind is not list:
         return value is None or kind is str or kind is bool
     return all(type(item) is str or _is_plain(item) for item in value)

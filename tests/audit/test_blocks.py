@@ -338,7 +338,7 @@ BROKEN: dict[str, Callable[[Payload], Any]] = {
     "moment": _set("time", "2026-02-31T23:59:57.000000Z"),
     "closing": lambda leaf: leaf.update(action="producer", phase="close", counts={"events": 300}, dataset=None),
     "closing wrongly": lambda leaf: leaf.update(action="producer", phase="close", counts={"events": 77}, dataset=None),
-    "unusual": _set("dataset", "été"),
+    "unusual": _set("details", {"share": 0.5}),
 }
 
 

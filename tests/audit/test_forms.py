@@ -38,6 +38,7 @@ LEAVES = [
     encoded(
         Event(action="verify", phase="success", details={"event_id": "x", "deep": None, "sure": True, "number": -7})
     ),
+    encoded(Event(action="encrypt", phase="intent", dataset="Müller", details={"ciphers": '{"é":"AES256_GCM\\n"}\t'})),
 ]
 
 
@@ -81,7 +82,9 @@ def test_a_leaf_in_a_known_form_says_what_reading_it_says(known: Forms, leaf: by
 
 #: What may be put into a payload, somewhere.
 BYTES = [b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"0", b"-", b"1", b".", b"e5", b" ", b"\x00", b"\x7f", b"\n"]
-BYTES += ["é".encode(), b"\xff", b"\\u0041", b"null", b"999999999999999999", b'"a":1,', b',"z":1', b"00"]
+BYTES += ["é".encode(), "\U0001f511".encode(), b"\xff", b"\xc3", b"\xc0\x80", b"\xed\xa0\x80", b"\x80"]
+BYTES += [b'\\"', b"\\\\", b"\\n", b"\\/", b"\\u001f", b"\\u001F", b"\\u000a", b"\\u0022", b"\\u007f", b"\\ud83d"]
+BYTES += [b"\\u0041", b"null", b"999999999999999999", b'"a":1,', b',"z":1', b"00"]
 
 
 @given(
@@ -156,7 +159,6 @@ def test_leaves_of_any_contents_are_read_alike_the_first_time_and_later(
 @pytest.mark.parametrize(
     "change",
     [
-        lambda event: event["details"].__setitem__("place", "C:\\temp"),
         lambda event: event["details"].__setitem__("share", 0.5),
         lambda event: event["details"].__setitem__("été", 1),
         lambda event: event["producer"].__setitem__("id", f"{{{PRODUCER}}}"),
@@ -224,6 +226,19 @@ def test_leaves_that_have_no_form_do_not_keep_others_from_having_one() -> None:
     for _ in range(3 * module._LEAVES_A_TRY):
         forms.fields(LEAVES[0])
     assert forms.match(LEAVES[0])
+
+
+def test_texts_with_anything_to_escape_and_of_any_language_have_forms() -> None:
+    forms = Forms()
+    for text in ('{"a":1}', '{"b":2}'):
+        forms.fields(encoded(Event(action="scan", phase="note", dataset="Müller", details={"ciphers": text})))
+    for dataset, text in (("", '\\"\\'), ("患者", "\x1f\x0b\r" + '""'), ("\U0001f511", '"é\U0001f511"')):
+        leaf = encoded(Event(action="scan", phase="note", dataset=dataset, details={"ciphers": text}))
+        for _ in range(2):
+            forms.learn(leaf)  # of leaves with more or fewer quotes the form is made anew
+        match = forms.match(leaf)
+        assert match is not None
+        assert fields_of(match) == read(leaf)
 
 
 def test_truth_is_no_matter_of_form() -> None:
