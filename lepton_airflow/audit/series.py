@@ -91,7 +91,7 @@ class Frame(NamedTuple):
         reach = self._reach(rows, start, stop, size)
         last = self._last_time(rows, start, reach, size, sequence, before) if reach > start else None
         if last is None:
-            # One of them was only as long as the others, or is not what must follow.
+            # What differs mostly does so in a part that should be constant; else fewer are tried.
             sooner = next((number for number in range(start, reach) if not self._is_of(rows.payloads[number])), reach)
             if start < sooner < reach:
                 return sooner, self._last_time(rows, start, sooner, size, sequence, before)
