@@ -20,6 +20,8 @@ from lepton_airflow.audit.stretches import Odd, Stretch, stretches_of
 
 #: Leaves in a block.
 BLOCK = 2048
+#: Bytes of payloads that go with a block: several blocks wait for their turn, and memory must not grow with what is in the log.
+_ODD_BYTES = 4 * 2**20
 #: Rows that are hashed while the processor still has them at hand.
 _HASHED_TOGETHER = 64
 #: As `lepton_airflow.audit.rows.stored_leaves` reads them.
@@ -86,6 +88,8 @@ def block_of(task: Task, cursor: Any, forms: Forms) -> Block | None:
     if first != task.stop:
         return None
     parts = stretches_of(Rows(event_ids, payloads, actual), first=task.first, forms=forms)
+    if sum(len(part.payload) for part in parts if isinstance(part, Odd)) > _ODD_BYTES:
+        return None
     pieces, first = [], task.first
     for cut in task.cuts:
         pieces.append(subtrees(actual[first - task.first : cut - task.first], first=first))

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sql
 
+from lepton_airflow.audit import blocks as blocks_module
 from lepton_airflow.audit import rows as reading_module
 from lepton_airflow.audit import verify as verify_module
 from lepton_airflow.audit.canonical import canonical_json
@@ -680,6 +681,26 @@ def test_an_event_is_odd_if_the_id_beside_it_is_not_the_one_inside(place: str) -
         forms.learn(payload)
     rows = Rows(ids, payloads, [leaf_hash(payload) for payload in payloads])
     assert parts_of(rows, first=0, forms=forms) == [(0, 20), 20, (21, 30)]
+
+
+def test_a_block_carries_only_so_many_payloads(
+    sqlite_engine: sql.Engine,
+    signer: Signer,
+    all_ways: Callable[..., VerificationReport],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = random.Random(4)
+    leaves = written(source, producers=3, events=60)
+    for leaf in leaves[20:40]:
+        leaf["details"]["share"] = 0.5
+    fill(sqlite_engine, stored(leaves, {}), signer, source)
+    monkeypatch.setattr(blocks_module, "_ODD_BYTES", 2000)
+    made: list[Any] = []
+    read = reading_module._read
+    monkeypatch.setattr(reading_module, "_read", lambda *arguments: made.append(read(*arguments)) or made[-1])
+    all_ways(sqlite_engine, verifier=signer.verifier, exports=[])
+    assert None in made
+    assert any(made)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 7, 64, 100])
