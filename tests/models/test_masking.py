@@ -130,6 +130,26 @@ def test_attacks_that_are_too_weak_are_refused(cancer: Any, honest: dict[str, An
     assert "not-converged" in {refusal.code for refusal in found}
 
 
+@pytest.mark.parametrize(("ridges", "refused"), [(2, False), (12, True)])
+def test_attacks_that_would_go_on_gaining_are_refused_although_they_break_nothing(
+    ridges: int, refused: bool, cancer: Any
+) -> None:
+    """The margin has ridges in every direction, too narrow for the attack's steps, and is never below 9."""
+
+    class Ridges(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            waves = keras.ops.cos(ridges * x / cancer.space.unit.astype("float32"))
+            return 10 + keras.ops.mean(waves, axis=1, keepdims=True) * keras.ops.array([[0.0, 1.0]]) - [[10.0, 0.0]]
+
+    model = keras.Sequential([keras.Input((30,)), Ridges()])
+    plan = PLAN.model_copy(update={"steps": 5, "restarts": 1, "apgd_steps": 10})
+    suite = AttackSuite(model, space=cancer.space, plan=plan, seed=SEED)
+    clean = suite.run(cancer.held_out, 1e-6).robust
+    found = diagnosed(cancer, model, plan, suite, result_of(cancer.held_out, clean, clean))
+    reasons = [refusal.reason for refusal in found if refusal.code == "not-converged"]
+    assert ["mean margin falls" in reason for reason in reasons] == [True] * refused
+
+
 def test_an_accuracy_that_rises_with_epsilon_is_refused(cancer: Any, honest: dict[str, Any]) -> None:
     model = honest["PGD, dense"]
     suite = AttackSuite(model, space=cancer.space, plan=PLAN, seed=SEED)
