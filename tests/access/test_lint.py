@@ -245,6 +245,12 @@ def test_a_grant_broader_than_what_the_keys_protect(datasets: tuple[str, ...], r
     assert not [one for one in all_findings([RELEASE], sealed) if one.kind == "broad-grant"]
 
 
+def test_a_grant_of_a_dataset_that_the_keys_leave_out_names_it_once() -> None:
+    grant = {**GRANT, "datasets": ["clinic.visits", "clinic.letters"]}
+    texts = [one.text for one in all_findings([grant], keyset("ann", "bob", datasets=("clinic.visits",)))]
+    assert texts == ["No keyset protects its dataset 'clinic.letters'."]
+
+
 def test_a_key_of_somebody_to_whom_nothing_is_granted() -> None:
     key = ("keyset clinic", "warning", "key-without-grant")
     assert found([GRANT], [], keyset("ann", "bob", "eve")) == [key]
