@@ -417,6 +417,17 @@ def woven(turns: list[int], *, moments: list[float] | None = None) -> Rows:
     return Rows(ids, payloads, [leaf_hash(payload) for payload in payloads])
 
 
+def of_one_producer(events: list[Event]) -> Rows:
+    """Rows of a producer that writes these at one moment."""
+    producer, payloads = uuid.UUID(int=5, version=4), []
+    encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=producer)
+    ids = [event_id_of(producer, number) for number in range(len(events))]
+    for number, (event, event_id) in enumerate(zip(events, ids, strict=True)):
+        previous, time = leaf_hash(payloads[-1]) if payloads else None, "2026-01-31T23:59:57.000000Z"
+        payloads.append(encoder.encode(event, event_id=event_id, sequence=number, previous=previous, time=time))
+    return Rows([event_id.encode() for event_id in ids], payloads, [leaf_hash(payload) for payload in payloads])
+
+
 def knowing(rows: Rows) -> Forms:
     forms = Forms()
     for payload in rows.payloads * 2:
@@ -540,15 +551,10 @@ def test_a_log_that_is_all_breaks_is_not_asked_for_leaf_by_leaf(
 
 @pytest.mark.parametrize("every", [2, 3, 7, 11, 30, 100])
 def test_breaks_in_like_events_are_not_looked_for_again_and_again(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    producer, payloads = uuid.UUID(int=5, version=4), []
-    encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=producer)
-    for number in range(1000):
-        event = Event(action="encrypt", phase="note", dataset="visitz" if number % every == 0 else "visits")
-        previous = leaf_hash(payloads[-1]) if payloads else None
-        event_id, time = event_id_of(producer, number), "2026-01-31T23:59:57.000000Z"
-        payloads.append(encoder.encode(event, event_id=event_id, sequence=number, previous=previous, time=time))
-    ids = [event_id_of(producer, number).encode() for number in range(1000)]
-    rows = Rows(ids, payloads, [leaf_hash(payload) for payload in payloads])
+    kinds = ("visitz", *["visits"] * (every - 1))
+    rows = of_one_producer(
+        [Event(action="encrypt", phase="note", dataset=kinds[number % every]) for number in range(1000)]
+    )
     compared: list[int] = []
     last_time = Frame._last_time
 
@@ -558,7 +564,7 @@ def test_breaks_in_like_events_are_not_looked_for_again_and_again(every: int, mo
 
     monkeypatch.setattr(Frame, "_last_time", counted)
     forms = Forms()
-    for payload in payloads[:3] * 2:
+    for payload in rows.payloads[:3] * 2:
         forms.learn(payload)
     assert parts_of(rows, first=0, forms=forms) == [(0, 1000)]
     assert len(compared) <= 70
@@ -566,7 +572,7 @@ def test_breaks_in_like_events_are_not_looked_for_again_and_again(every: int, mo
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_producers_are_followed_alike_series_by_series_and_leaf_by_leaf(seed: int) -> None:
+def test_producers_are_followed_alike_by_stretches_and_leaf_by_leaf(seed: int) -> None:
     source = random.Random(seed)
     events = written(source, producers=source.choice([1, 3, 30]), events=150)
     forms = Forms()
@@ -611,56 +617,35 @@ def test_producers_are_followed_alike_series_by_series_and_leaf_by_leaf(seed: in
 def test_like_events_without_a_predecessor_vouch_for_nothing() -> None:
     producer, payloads = uuid.UUID(int=5, version=4), []
     encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=producer)
-    ids = [event_id_of(producer, number) for number in range(4)]
+    ids = [event_id_of(producer, number) for number in range(8)]
     for number, event_id in enumerate(ids):
         event, time = Event(action="encrypt", phase="note"), "2026-01-31T23:59:57.000000Z"
         payloads.append(encoder.encode(event, event_id=event_id, sequence=number, previous=None, time=time))
-        if number > 1:  # no JSON, but what those before it would be with a predecessor's hash in its place
+        if number > 5:  # no JSON, but what those before it would be with a predecessor's hash in its place
             named = b"null" + leaf_hash(payloads[-2]).hex().encode()
             payloads[-1] = payloads[-1].replace(b'null,"sequence', named + b',"sequence')
     rows = Rows([event_id.encode() for event_id in ids], payloads, [leaf_hash(payload) for payload in payloads])
     forms = Forms()
     for payload in payloads[:2] * 2:
         forms.learn(payload)
-    assert parts_of(rows, first=0, forms=forms) == [(0, 1), (1, 2), 2, 3]
+    assert parts_of(rows, first=0, forms=forms) == [*pairwise(range(7)), 6, 7]
 
 
 def test_of_like_closing_events_each_must_count_right() -> None:
-    producer, payloads = uuid.UUID(int=5, version=4), []
-    encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=producer)
-    for number in range(6):
-        event = Event(action="encrypt", phase="note")
-        if number >= 3:
-            event = Event(action="producer", phase="close", counts={"events": 4})
-        previous = leaf_hash(payloads[-1]) if payloads else None
-        event_id = event_id_of(producer, number)
-        time = "2026-01-31T23:59:57.000000Z"
-        payloads.append(encoder.encode(event, event_id=event_id, sequence=number, previous=previous, time=time))
-    ids = [event_id_of(producer, number).encode() for number in range(6)]
-    rows = Rows(ids, payloads, [leaf_hash(payload) for payload in payloads])
-    assert parts_of(rows, first=0, forms=knowing(rows)) == [(0, 3), 3, (4, 5), 5]
+    closing = Event(action="producer", phase="close", counts={"events": 8})
+    rows = of_one_producer([Event(action="encrypt", phase="note")] * 3 + [closing] * 8)
+    assert parts_of(rows, first=0, forms=knowing(rows)) == [(0, 3), 3, 4, 5, 6, 7, (8, 9), 9, 10]
 
 
 def test_each_leaf_without_a_form_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    producer, payloads = uuid.UUID(int=5, version=4), []
-    for number in range(40):
-        details = {f"only {number}": 1} if number % 10 == 0 else {}
-        leaf = LeafEncoder(actor=ACTOR, run_key="run", producer=producer).encode(
-            Event(action="encrypt", phase="note", details=details),
-            event_id=event_id_of(producer, number),
-            sequence=number,
-            previous=leaf_hash(payloads[-1]) if payloads else None,
-            time="2026-01-31T23:59:57.000000Z",
-        )
-        payloads.append(leaf)
+    details = [{f"only {number}": 1} if number % 10 == 0 else {} for number in range(40)]
+    rows = of_one_producer([Event(action="encrypt", phase="note", details=one) for one in details])
     forms, looked = Forms(), []
     for _ in range(2):
-        forms.learn(payloads[1])
+        forms.learn(rows.payloads[1])
     monkeypatch.setattr(forms, "learn", looked.append)
-    ids = [event_id_of(producer, number).encode() for number in range(40)]
-    rows = Rows(ids, payloads, [leaf_hash(payload) for payload in payloads])
     assert parts_of(rows, first=0, forms=forms) == [0, (1, 10), 10, (11, 20), 20, (21, 30), 30, (31, 40)]
-    assert looked == payloads[::10]
+    assert looked == rows.payloads[::10]
 
 
 @pytest.mark.parametrize("place", ["beside", "inside"])
