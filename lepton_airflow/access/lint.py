@@ -327,9 +327,11 @@ def _broader(policy: Policy, keysets: Sequence[SealedKeyset]) -> Iterator[Findin
             if name is not None:
                 nothing = not any(overlap(pattern, one) for one in protected)
                 more = ", nor anything else that it matches" if nothing else ""
-                text = f"Its dataset {pattern!r} matches {name!r}, which no keyset protects{more}."
-                if name == pattern:
-                    text = f"No keyset protects its dataset {name!r}."
+                text = (
+                    f"No keyset protects its dataset {name!r}."
+                    if name == pattern
+                    else f"Its dataset {pattern!r} matches {name!r}, which no keyset protects{more}."
+                )
                 remedy = "Grant no more than the keysets protect, or say what else they do with --keyset."
                 yield Finding(grant.id, "warning", "broad-grant", text, remedy)
 
