@@ -1,36 +1,31 @@
 """Holds events against OpenLineage's specification.
 
-The structure comes from the classes of openlineage-python, which are generated from the specification's JSON schemas (the schemas
-themselves are not in the package). Where the variable ``OPENLINEAGE_SPEC`` names the folder ``spec`` of a checkout of the
-OpenLineage project, events are held against those schemas too.
+The published JSON Schemas are in no package, and no copy of them is kept here: ``openlineage.yaml`` says in a notation of its own
+what they say. Its digests, which ``test_specification.py`` holds, show that it says the same.
 """
 
 from __future__ import annotations
 
-import enum
-import importlib
 import json
-import os
-import pkgutil
-import types
-import typing
+import re
 import uuid
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import attr
 import jsonschema
-from openlineage.client import generated
-from openlineage.client.generated import base
+import yaml
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 import lepton_airflow.lineage
 
+DOCUMENTS = yaml.safe_load(Path(__file__).with_name("openlineage.yaml").read_text())
+CORE = next(iter(DOCUMENTS))
+RUN_EVENT = f"{CORE}#/$defs/RunEvent"
 OUR_SCHEMA = json.loads((Path(lepton_airflow.lineage.__path__[0]) / "lepton_privacy.schema.json").read_text())
-OFFICIAL = os.environ.get("OPENLINEAGE_SPEC")
 
 _formats = jsonschema.FormatChecker(formats=())
 
@@ -56,111 +51,114 @@ def _is_uuid(value: object) -> bool:
         return False
 
 
-_FORMATS = {
-    "eventTime": "date-time",
-    "producer": "uri",
-    "schemaURL": "uri",
-    "runId": "uuid",
-    "_producer": "uri",
-    "_schemaURL": "uri",
-}
-_ALWAYS = {"producer", "schemaURL", "_producer", "_schemaURL"}
-_SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean"}
-
-
-def schema_of(kind: Any, within: tuple[Any, ...] = ()) -> dict[str, Any]:
-    """The JSON schema of a type of openlineage-python; a type within itself is not looked into again."""
-    if kind is Any:
-        return {}
-    if kind in _SCALARS:
-        return {"type": _SCALARS[kind]}
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [schema_of(one, within) for one in arguments if one is not types.NoneType]}
-    if origin is list:
-        return {"type": "array", "items": schema_of(arguments[0], within)}
-    if origin is dict:
-        return {"type": "object", "additionalProperties": schema_of(arguments[1], within)}
-    if origin is typing.Literal:
-        return {"enum": list(arguments)}
-    if kind in within:
-        return {"type": "object"}
-    if issubclass(kind, enum.Enum):
-        return {"enum": [one.value for one in kind]}
-    hints = typing.get_type_hints(kind)
-    fields = attr.fields(kind)
-    properties = {field.name: schema_of(hints[field.name], (*within, kind)) for field in fields}
-    for name in properties.keys() & _FORMATS.keys():
-        properties[name] |= {"format": _FORMATS[name]}
-    # A facet where any facet may be: its own schema is looked up by its URL.
-    is_open = kind.__module__ == base.__name__ and issubclass(kind, base.BaseFacet)
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": [field.name for field in fields if field.default is attr.NOTHING or field.name in _ALWAYS],
-        "additionalProperties": is_open,
-    }
-
-
-def _facets_by_schema() -> dict[str, dict[str, Any]]:
+def _definitions(url: str) -> dict[str, tuple[list[str], dict[str, Any]]]:
+    """The bases and the fields of each definition of a document, by name."""
     found = {}
-    for module in pkgutil.iter_modules(generated.__path__):
-        for value in vars(importlib.import_module(f"{generated.__name__}.{module.name}")).values():
-            if isinstance(value, type) and issubclass(value, base.BaseFacet) and value.__module__ != base.__name__:
-                found[value._get_schema()] = schema_of(value)
+    for heading, fields in DOCUMENTS[url]["definitions"].items():
+        name, *bases = re.findall(r"\w+", heading)
+        found[name] = (bases, fields or {})
     return found
 
 
-FACETS = _facets_by_schema()
-EVENT = schema_of(base.RunEvent)
+#: What other definitions are made of: these know the fields that they add. A facet in an event has a schema of its own.
+_BASES = {base for url in DOCUMENTS for bases, _ in _definitions(url).values() for base in bases}
 
 
-def _official_registry() -> Registry[Any]:
-    assert OFFICIAL
-    documents = [json.loads(file.read_text()) for file in Path(OFFICIAL).glob("*.json")]
-    documents += [json.loads(file.read_text()) for file in Path(OFFICIAL).glob("facets/*.json")]
-    resources = [(document["$id"], Resource(document, DRAFT202012)) for document in documents if "$id" in document]
-    return Registry().with_resources(resources)
+class Notation:
+    """Makes the JSON Schema of a document.
+
+    :param closed: refuse fields that the specification does not know, as it does not itself
+    """
+
+    def __init__(self, url: str, *, closed: bool) -> None:
+        self._url = url
+        self._closed = {"unevaluatedProperties": False} if closed else {}
+        self._known = _definitions(url)
+
+    def schema(self) -> dict[str, Any]:
+        return {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "$id": self._url,
+            "$defs": {name: self._definition(name, *parts) for name, parts in self._known.items()},
+            **self._type(DOCUMENTS[self._url]["document"]),
+        }
+
+    def _definition(self, name: str, bases: list[str], fields: dict[str, Any]) -> dict[str, Any]:
+        schema = self._object(fields)
+        if bases:
+            parts = [self._type(base) for base in bases if base != "object"]
+            schema = {"allOf": [*parts, schema] if fields else parts}
+            schema |= {"type": "object"} if "object" in bases else {}
+        return schema if name in _BASES else schema | self._closed
+
+    def _object(self, fields: dict[str, Any]) -> dict[str, Any]:
+        schema: dict[str, Any] = {"type": "object"}
+        for key, value in fields.items():
+            if key == "*":
+                schema["additionalProperties"] = self._type(value)
+            elif key == "$any":
+                schema["anyOf"] = [self._type(one) for one in value]
+            elif key == "$not":
+                schema["not"] = {"required": value}
+            else:
+                name = key.removesuffix("!")
+                schema.setdefault("properties", {})[name] = self._type(value)
+                if name != key:
+                    schema.setdefault("required", []).append(name)
+        return schema
+
+    def _type(self, notation: Any) -> dict[str, Any]:
+        if isinstance(notation, list):
+            return {"type": "array", "items": self._type(notation[0])}
+        if isinstance(notation, dict):
+            schema = self._object(notation)
+            return schema | self._closed if "properties" in schema else schema
+        choices = notation.split(" | ")
+        if len(choices) > 1 and self._known.keys() >= set(choices):
+            return {"oneOf": [self._type(one) for one in choices]}
+        if len(choices) > 1:
+            return {"type": "string", "enum": choices}
+        kind, _, bound = notation.partition(" >= ")
+        if bound:
+            return {"type": kind, "minimum": int(bound)}
+        if kind in _formats.checkers:
+            return {"type": "string", "format": kind}
+        if kind.islower():
+            return {"type": kind}
+        return {"$ref": f"{'' if kind in self._known else CORE}#/$defs/{kind}"}
 
 
-REGISTRY = _official_registry() if OFFICIAL else None
+_SCHEMAS = [OUR_SCHEMA, *(Notation(url, closed=True).schema() for url in DOCUMENTS)]
+_REGISTRY: Registry[Any] = Registry().with_resources((one["$id"], Resource(one, DRAFT202012)) for one in _SCHEMAS)
 
 
-def facets_of(event: dict[str, Any]) -> list[dict[str, Any]]:
-    holders = [event["run"], event["job"], *event["inputs"], *event["outputs"]]
-    return [
-        facet
-        for holder in holders
-        for group in ("facets", "inputFacets", "outputFacets")
-        for facet in (holder.get(group) or {}).values()
-    ]
+def _facets(value: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every facet and its name, wherever it is."""
+    if isinstance(value, dict):
+        if "_schemaURL" in value:
+            yield name, value
+        for key, one in value.items():
+            yield from _facets(one, key)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _facets(one)
+
+
+def _validate(value: Any, url: str) -> None:
+    """Raise unless the value is as the schema says; there must be one."""
+    jsonschema.Draft202012Validator({"$ref": url}, registry=_REGISTRY, format_checker=_formats).validate(value)
 
 
 def check(event: dict[str, Any]) -> None:
     """Raise unless the event and each of its facets are as the specification says."""
-    jsonschema.validate(event, EVENT, format_checker=_formats)
-    for facet in facets_of(event):
+    _validate(event, RUN_EVENT)
+    assert event["schemaURL"] == RUN_EVENT
+    for name, facet in _facets(event):
         url = facet["_schemaURL"]
-        if url.startswith(OUR_SCHEMA["$id"]):
-            jsonschema.validate({"lepton_privacy": facet}, OUR_SCHEMA, format_checker=_formats)
-        elif url in FACETS:
-            jsonschema.validate(facet, FACETS[url], format_checker=_formats)
-        else:
-            assert "lepton" not in url, url
-    if REGISTRY is not None:
-        _check_officially(event)
-
-
-def _check_officially(event: dict[str, Any]) -> None:
-    references = [(event, event["schemaURL"])]
-    references += [(facet, facet["_schemaURL"]) for facet in facets_of(event)]
-    known = set(REGISTRY)  # type: ignore[call-overload]
-    for value, url in references:
-        if url.partition("#")[0] in known:
-            validator = jsonschema.Draft202012Validator({"$ref": url}, registry=REGISTRY, format_checker=_formats)
-            validator.validate(value)
-        else:
-            assert "openlineage.io" not in url, url
+        _validate(facet, url)
+        document = url.partition("#")[0]
+        if document != CORE:  # which gives no facet a name
+            _validate({name: facet}, document)
 
 
 def read_events(file: Path) -> list[dict[str, Any]]:

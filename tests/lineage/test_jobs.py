@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import getitem
 from typing import Any
 
+import jsonschema
 import pytest
 from openlineage.client.event_v2 import Job, Run, RunEvent, RunState
+from openlineage.client.facet_v2 import job_type_job, parent_run, tags_run
 from openlineage.client.serde import Serde
+from referencing.exceptions import Unresolvable
 
 from lepton_airflow.jobs.runner import JOBS
 from lepton_airflow.lineage import facets
@@ -124,22 +129,103 @@ def test_every_job_of_the_runner_has_an_operation() -> None:
     assert OPERATIONS.keys() - {"publish_release"} == JOBS.keys() == SPECS.keys()
 
 
-def test_the_check_of_events_refuses_what_is_wrong(specification: Any) -> None:
-    import jsonschema
+OUTPUT = ("outputs", 0)
+COLUMN = (*OUTPUT, "facets", "columnLineage", "fields", "email", "inputFields", 0)
+EMISSION = ("job", "facets", "jobType", "emissionPattern")
+PARENT_TAGS = ("run", "facets", "parent", "run", "facets", "tags")
+#: Takes a field away.
+GONE = object()
 
-    def event() -> dict[str, Any]:
-        return as_event(job_lineage("encrypt_columns", SPECS["encrypt_columns"]))
 
-    broken = [event() for _ in range(6)]
-    broken[0]["run"]["runId"] = "1"
-    broken[1]["eventTime"] = "yesterday"
-    del broken[2]["job"]["namespace"]
-    broken[3]["outputs"][0]["facets"]["tags"]["tags"][0]["value"] = 1
-    broken[4]["run"]["facets"]["lepton_privacy"]["value"] = "ada@example.org"
-    del broken[5]["outputs"][0]["facets"]["columnLineage"]["fields"]["email"]["inputFields"][0]["field"]
-    for wrong in broken:
-        with pytest.raises(jsonschema.ValidationError):
-            specification.check(wrong)
+def whole_event() -> dict[str, Any]:
+    """An event with something for each kind of rule that a run's event can break."""
+    result = {"columns": ["email", "id"], "rows": 3}
+    event = as_event(job_lineage("encrypt_columns", SPECS["encrypt_columns"], result=result))
+    pattern = job_type_job.EmissionPattern(eventTrigger="ONE_TIME", eventContentMode="COMPLETE", windowDuration=1)
+    tags = tags_run.TagsRunFacet(tags=[tags_run.TagsRunFacetFields(key="site", value="north")])
+    parent = parent_run.ParentRunFacet(
+        run=parent_run.Run(runId=event["run"]["runId"], facets={"tags": tags}),
+        job=parent_run.Job(namespace="test", name="parent"),
+    )
+    job_type = job_type_job.JobTypeJobFacet(processingType="BATCH", integration="LEPTON", emissionPattern=pattern)
+    event["run"]["facets"]["parent"] = Serde.to_dict(parent)
+    event["job"]["facets"] = {"jobType": Serde.to_dict(job_type)}
+    return event
+
+
+def changed(event: dict[str, Any], path: tuple[str | int, ...], value: object) -> dict[str, Any]:
+    holder: Any = reduce(getitem, path[:-1], event)  # type: ignore[arg-type]
+    if value is GONE:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = value
+    return event
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "value"),
+    [
+        ("required", ("job", "namespace"), GONE),
+        ("required", (*COLUMN, "field"), GONE),
+        ("required", (*PARENT_TAGS, "tags", 0, "key"), GONE),
+        # What every facet has, whatever its schema.
+        ("anyOf", (*OUTPUT, "facets", "schema", "_producer"), GONE),
+        ("anyOf", (*PARENT_TAGS, "_schemaURL"), GONE),
+        ("type", ("job", "name"), 1),
+        ("type", ("run", "facets"), []),
+        ("type", ("inputs",), {}),
+        ("type", (*OUTPUT, "facets", "tags", "tags", 0, "value"), 1),
+        ("type", (*OUTPUT, "facets", "columnLineage", "fields", "email"), "id"),
+        ("type", (*OUTPUT, "outputFacets", "outputStatistics", "rowCount"), "3"),
+        ("type", (*COLUMN, "transformations", 0, "masking"), "yes"),
+        ("format", ("run", "runId"), "1"),
+        ("format", ("eventTime",), "yesterday"),
+        ("format", ("eventTime",), "2026-11-24T12:00:00"),
+        ("format", ("producer",), "lepton"),
+        ("format", ("run", "facets", "parent", "run", "runId"), "1"),
+        ("enum", ("eventType",), "DONE"),
+        ("minimum", (*EMISSION, "windowDuration"), 0),
+        # Fields that the specification does not know; it lets them pass.
+        ("unevaluatedProperties", ("note",), "x"),
+        ("unevaluatedProperties", (*OUTPUT, "note"), "x"),
+        ("unevaluatedProperties", (*OUTPUT, "facets", "schema", "note"), "x"),
+        ("unevaluatedProperties", (*COLUMN, "note"), "x"),
+        ("unevaluatedProperties", (*EMISSION, "note"), "x"),
+        # Our own schema.
+        ("additionalProperties", ("run", "facets", "lepton_privacy", "value"), "ada@example.org"),
+        ("required", ("run", "facets", "lepton_privacy", "operation"), GONE),
+    ],
+)
+def test_the_check_of_events_refuses_what_is_wrong(
+    rule: str, path: tuple[str | int, ...], value: object, specification: Any
+) -> None:
+    specification.check(whole_event())
+    with pytest.raises(jsonschema.ValidationError) as refusal:
+        specification.check(changed(whole_event(), path, value))
+    assert refusal.value.validator == rule
+
+
+def test_the_check_of_events_refuses_a_facet_under_another_name(specification: Any) -> None:
+    event = whole_event()
+    event["run"]["facets"]["father"] = event["run"]["facets"].pop("parent")
+    with pytest.raises(jsonschema.ValidationError, match="father"):
+        specification.check(event)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://openlineage.io/spec/facets/9-0-0/SchemaDatasetFacet.json#/$defs/SchemaDatasetFacet",
+        "https://openlineage.io/spec/facets/1-2-0/SchemaDatasetFacet.json#/$defs/NoFacet",
+        "https://example.org/SchemaDatasetFacet.json",
+        "urn:lepton-airflow:openlineage:0-0-0:LeptonPrivacyRunFacet#/$defs/LeptonPrivacyRunFacet",
+    ],
+)
+def test_the_check_of_events_refuses_a_schema_that_it_does_not_know(url: str, specification: Any) -> None:
+    with pytest.raises(Unresolvable):
+        specification.check(changed(whole_event(), (*OUTPUT, "facets", "schema", "_schemaURL"), url))
+    with pytest.raises(AssertionError):
+        specification.check(changed(whole_event(), ("schemaURL",), url))
 
 
 def test_encryption_masks_and_what_passes_does_not() -> None:
