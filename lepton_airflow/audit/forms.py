@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lepton_airflow.audit.canonical import canonical_json, parse_canonical
-from lepton_airflow.audit.schema import PRODUCER, SCHEMA
+from lepton_airflow.audit.schema import PRODUCER, SCHEMA, SCHEMAS
 from lepton_airflow.errors import InvalidData
 
 #: What reading a leaf raises that is not canonical JSON of the schema.
@@ -50,16 +50,20 @@ _TRIES, _LEAVES_A_TRY = 64, 128
 
 
 class Fields(NamedTuple):
-    """What following a producer takes of an event. Only of ``producer`` and ``sequence`` was the type checked.
+    """What following a producer takes of an event. Only of ``schema``, ``producer`` and ``sequence`` was the type checked.
 
+    :param schema: the leaf's
     :param producer: its id, as a UUID is written in full
     :param previous: the hash of the producer's preceding event in hex; None before its first
+    :param opens: whether it is an opening event
     :param closes: whether its phase is that of a closing event
     :param counted: how many events the closing one counts; None of others
     """
 
+    schema: str
     event_id: Any
     time: Any
+    opens: bool
     closes: bool
     producer: str
     sequence: int
@@ -157,8 +161,10 @@ def fields_of(match: re.Match[bytes]) -> Fields:
     """What the event of a leaf in a known form says."""
     counted, event_id, producer, previous, sequence, time = match.groups()
     return Fields(
+        schema=SCHEMA,
         event_id=event_id.decode(),
         time=time.decode(),
+        opens=not previous,
         closes=counted != b"",
         producer=producer.decode(),
         sequence=int(sequence),
@@ -172,18 +178,26 @@ def _fields(event: Any) -> Fields:
     sequence, previous = producer["sequence"], producer["previous"]
     closes = event["phase"] == "close"
     counted = event["counts"]["events"] if closes and event["action"] == PRODUCER else None
-    if event["schema"] != SCHEMA or type(sequence) is not int or sequence < 0:
+    schema = event["schema"]
+    if schema not in SCHEMAS or type(sequence) is not int or sequence < 0:
         raise ValueError("not an event of this schema")
-    return Fields(event["event_id"], event["time"], closes, str(uuid.UUID(producer["id"])), sequence, previous, counted)
+    producer_id = str(uuid.UUID(producer["id"]))
+    event_id, time = event["event_id"], event["time"]
+    return Fields(schema, event_id, time, _opens(event), closes, producer_id, sequence, previous, counted)
+
+
+def _opens(event: Any) -> bool:
+    return bool(event["phase"] == "open" and event["action"] == PRODUCER)
 
 
 def _shape_of(event: Any) -> str | None:
     """The regular expression of leaves like the one of this event; None if it is not a usual one."""
     closes = event["phase"] == "close"
-    if closes and event["action"] != PRODUCER:
+    if event["schema"] != SCHEMA or (closes and event["action"] != PRODUCER):
         return None
     captured = _CAPTURED | ({("counts", "events"): _COUNT} if closes else {})
-    captured[("producer", "previous")] = "null()" if event["producer"]["previous"] is None else f'"{_HASH}"'
+    # An event that is not so is not in the form that is made of it.
+    captured[("producer", "previous")] = "null()" if _opens(event) else f'"{_HASH}"'
     try:
         return ("" if closes else "()") + _pattern(event, (), captured)
     except ValueError:

@@ -26,17 +26,22 @@ class _Leaf:
     hashed: bytes
 
 
+_OPENING = Event(action=PRODUCER, phase="open")
+
+
 class AuditLog:
     """One producer of events: one attempt of one job.
 
-    Writers only insert; they never wait for each other's hashes. Each producer numbers its events from 0, names the
-    hash of its preceding one, and ends with a ``close`` event that counts them, so that rows which are lost or changed
-    before the sealer takes them show up. Threads may share a log; processes may not. On PostgreSQL a log keeps a connection
-    until it is closed; on SQLite writers stand in line (see :mod:`lepton_airflow.audit.writing`).
+    Writers only insert; they never wait for each other's hashes. Each producer begins with an ``open`` event, committed together
+    with the first that is appended, numbers its events from 0, names the hash of its preceding one, and ends with a ``close``
+    event that counts those before it, so that rows which are lost or changed before the sealer takes them show up. Threads may
+    share a log; processes may not. On PostgreSQL a log keeps a connection until it is closed; on SQLite writers stand in line
+    (see :mod:`lepton_airflow.audit.writing`).
 
     :param engine: from `lepton_airflow.audit.database.connect`
     :param actor: who acts, in every event
     :param run_key: of the job, in every event
+    :ivar producer: this producer's id
     """
 
     def __init__(self, engine: sql.Engine, *, actor: Actor, run_key: str) -> None:
@@ -44,8 +49,8 @@ class AuditLog:
         self.run_key = run_key
         self._engine = engine
         self._inserter = inserter(engine)
-        self._producer = uuid.uuid4()
-        self._encoder = LeafEncoder(actor=actor, run_key=run_key, producer=self._producer)
+        self.producer = str(uuid.uuid4())
+        self._encoder = LeafEncoder(actor=actor, run_key=run_key, producer=self.producer)
         self._lock = threading.Lock()
         self._sequence = 0
         self._previous: bytes | None = None
@@ -110,13 +115,15 @@ class AuditLog:
             self._uncertain[leaves[0].hashed] = leaves
             raise
         self._advance(leaves)
-        return [leaf.event_id for leaf in leaves]
+        return [leaf.event_id for leaf in leaves[-len(events) :]]
 
     def _leaves(self, events: Sequence[Event]) -> list[_Leaf]:
+        if self._sequence == 0:
+            events = (_OPENING, *events)
         leaves: list[_Leaf] = []
         previous = self._previous
         for sequence, event in enumerate(events, self._sequence):
-            event_id = event_id_of(self._producer, sequence)
+            event_id = event_id_of(self.producer, sequence)
             if event.phase == "close":
                 event = Event(action=event.action, phase="close", counts={"events": sequence})
             # The offset of UTC is what isoformat ends with; RFC 3339 has a letter for it.
@@ -133,7 +140,7 @@ class AuditLog:
 
     def _committed_hash(self) -> bytes | None:
         """The hash that stands under this producer's next number; None when nothing does."""
-        event_id = event_id_of(self._producer, self._sequence)
+        event_id = event_id_of(self.producer, self._sequence)
         with reading(self._engine) as connection:
             found = connection.scalar(sql.select(leaf_table.c.leaf_hash).where(leaf_table.c.event_id == event_id))
         return None if found is None else bytes(found)

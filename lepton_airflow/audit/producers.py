@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import uuid
 from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import islice
 
 from lepton_airflow.audit.clock import Clock
 from lepton_airflow.audit.event import event_id_of
 from lepton_airflow.audit.findings import Finding, Leaf
 from lepton_airflow.audit.forms import NOT_OF_THE_SCHEMA, Forms
-from lepton_airflow.audit.schema import SCHEMA
+from lepton_airflow.audit.schema import SCHEMA, SCHEMAS
 from lepton_airflow.audit.stretches import Chain, Stretch
 
 #: Of a longer run of missing numbers, only so many events are named.
@@ -25,8 +23,13 @@ _LOOKED_FOR = 10_000
 
 @dataclass
 class _Producer:
-    """What has been seen of one producer; ``missing`` holds [start, stop) of numbers that were skipped."""
+    """What has been seen of one producer.
 
+    :param schema: of its leaves
+    :param missing: [start, stop) of numbers that were skipped
+    """
+
+    schema: str = SCHEMA
     next_sequence: int = 0
     last: Leaf | None = None
     missing: list[tuple[int, int]] = field(default_factory=list)
@@ -52,15 +55,18 @@ class Producers:
         try:
             event = self._forms.fields(leaf.payload)
         except NOT_OF_THE_SCHEMA:
-            yield Finding("malformed", leaf.position, f"The payload is not canonical JSON of the schema {SCHEMA}.")
+            text = f"The payload is not canonical JSON of a schema that is known: {' or '.join(SCHEMAS)}."
+            yield Finding("malformed", leaf.position, text)
             return
         yield from self._clock.check(leaf, event)
         producer_id, sequence = event.producer, event.sequence
-        if event.event_id != event_id_of(_uuid(producer_id), sequence):
+        if event.event_id != event_id_of(producer_id, sequence, schema=event.schema):
             yield Finding("malformed", leaf.position, "The event's id does not follow from its producer and number.")
+        if event.schema == SCHEMA and event.opens != (sequence == 0):
+            yield Finding("malformed", leaf.position, "A producer opens with its number 0, and with no other.")
         if event.event_id != leaf.event_id:
             yield Finding("edited", leaf.position, "The event id beside the payload is not the payload's.")
-        producer = self._open.setdefault(producer_id, _Producer())
+        producer = self._open.setdefault(producer_id, _Producer(event.schema))
         if sequence < producer.next_sequence:
             if not _fill(producer.missing, sequence):
                 yield Finding("malformed", leaf.position, "Its producer has used this number before.")
@@ -113,7 +119,7 @@ class Producers:
     def skip(self, leaf: Leaf) -> None:
         """Take in a leaf whose payload cannot be trusted: the event id beside it says whose it was."""
         for producer_id, producer in self._open.items():
-            if event_id_of(_uuid(producer_id), producer.next_sequence) == leaf.event_id:
+            if event_id_of(producer_id, producer.next_sequence, schema=producer.schema) == leaf.event_id:
                 producer.next_sequence += 1
                 producer.last = leaf
                 return
@@ -132,7 +138,7 @@ class Producers:
             for start, stop in producer.missing:
                 looked_for = range(start, min(stop, start + left))
                 left -= len(looked_for)
-                gone = ((number, event_id_of(_uuid(producer_id), number)) for number in looked_for)
+                gone = ((number, event_id_of(producer_id, number, schema=producer.schema)) for number in looked_for)
                 gone = (
                     (number, event) for number, event in gone if event not in self._untrusted and not is_there(event)
                 )
@@ -148,11 +154,6 @@ class Producers:
                     where = f"numbers {looked_for.stop} to {stop - 1} of producer {producer_id}"
                     text = "They were written. So many are missing that these were not looked for one by one."
                     yield Finding("missing", where, text)
-
-
-@lru_cache(maxsize=1024)
-def _uuid(text: str) -> uuid.UUID:
-    return uuid.UUID(text)
 
 
 def _hashes(leaf: Leaf | None) -> tuple[str | None, ...]:

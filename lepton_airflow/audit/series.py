@@ -6,7 +6,6 @@ they are compared many at a time, byte for byte with what must be there.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import struct
 from bisect import bisect
@@ -14,30 +13,19 @@ from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from lepton_airflow.audit.merkle import HASH_BYTES
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 #: Rows compared at a time: the bytes of more would need fresh pages of the system, which cost more than comparing.
 TOGETHER = 100
 _UUID = len("00000000-0000-0000-0000-000000000000")
-_UUID_BYTES, _SHA1_BYTES = 16, 20
-_DASHES = (
-    (23, 36),
-    (18, 35),
-    (13, 34),
-    (8, 33),
-)  # the place of each and the length of an id, once those behind it are gone
+# Where its version stands, and its last 48 bits.
+_VERSION, _NODE = len("00000000-0000-"), len("00000000-0000-0000-0000-")
 _TO_THE_SECOND = len("0000-00-00T00:00:00")
 _DATE, _MINUTE, _SECOND = len("0000-00-00"), len("0000-00-00T00:"), len("0000-00-00T00:00:")
 _ZERO_TIME = b"0000-00-00T00:00:00.000000Z"
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
-# The seventh and the ninth byte of a UUID of version 5, from those of the SHA-1.
-_VERSION = bytes(byte & 0x0F | 0x50 for byte in range(256))
-_VARIANT = bytes(byte & 0x3F | 0x80 for byte in range(256))
 
 
 class Rows(NamedTuple):
@@ -115,7 +103,8 @@ class Frame(NamedTuple):
         """The time of the last of these rows, if each of them is what must follow upon the one before it."""
         payloads, event_ids = rows.payloads[start:stop], rows.event_ids[start:stop]
         count = len(payloads)
-        numbers = (b"%d " * count % (*range(sequence, sequence + count),)).split()
+        numbers = (*range(sequence, sequence + count),)
+        ids = ((id_format(self.producer) + b" ") * count % numbers).split()
         # With these lengths the rows are what must be there if, end to end, they are what must be there end to end.
         if {*map(len, payloads)} != {size}:
             return None
@@ -125,21 +114,17 @@ class Frame(NamedTuple):
         times = [time for (time,) in struct.iter_unpack(f"{before_time}x{width}s{len(end)}x", text)]
         expected = zip(
             repeat(first),
-            event_ids,
+            ids,
             repeat(middle),
             in_hex(rows.hashes[start - 1 : stop - 1]),
             repeat(then),
-            numbers,
+            (b"%d " * count % numbers).split(),
             repeat(tail),
             times,
             repeat(end),
             strict=False,
         )
-        right = (
-            are_ids(event_ids, repeat(name_of(self.producer)), numbers)
-            and b"".join(chain.from_iterable(expected)) == text
-            and _are_in_order([before, *times])
-        )
+        right = event_ids == ids and b"".join(chain.from_iterable(expected)) == text and _are_in_order([before, *times])
         return times[-1] if right else None
 
 
@@ -160,36 +145,9 @@ def in_hex(hashes: list[bytes]) -> tuple[bytes, ...]:
 
 
 @lru_cache(maxsize=64)
-def name_of(producer: bytes) -> _Hash:
-    """The SHA-1 of a producer's id, to which an event's number is added for the event's id (see `event_id_of`)."""
-    return hashlib.sha1(bytes.fromhex(producer.replace(b"-", b"").decode()), usedforsecurity=False)
-
-
-def are_ids(event_ids: list[bytes], names: Iterable[_Hash], numbers: Iterable[bytes]) -> bool:
-    """Whether these are the ids of the events of these numbers.
-
-    :param names: what :func:`name_of` says of each one's producer
-    """
-    if {*map(len, event_ids)} != {_UUID}:
-        return False
-    digests = []
-    for name, number in zip(names, numbers, strict=False):
-        sha1 = name.copy()
-        sha1.update(number)
-        digests.append(sha1.digest())
-    # All at once: of the 20 bytes of each digest the first 16 stay, then version and variant are set (RFC 9562 section 5.5).
-    made = bytearray().join(digests)
-    for place in reversed(range(_UUID_BYTES, _SHA1_BYTES)):
-        del made[place :: place + 1]
-    made[6::_UUID_BYTES] = made[6::_UUID_BYTES].translate(_VERSION)
-    made[8::_UUID_BYTES] = made[8::_UUID_BYTES].translate(_VARIANT)
-    # From "01234567-89ab-cdef-0123-456789abcdef" falls, in each id, first what stands at 23, then at 18, 13 and 8.
-    text = bytearray().join(event_ids)
-    for place, period in _DASHES:
-        if text[place::period] != b"-" * len(event_ids):
-            return False
-        del text[place::period]
-    return text == made.hex().encode()
+def id_format(producer: bytes) -> bytes:
+    """What makes an event's id of its number, for this producer (see :func:`lepton_airflow.audit.event.event_id_of`)."""
+    return b"%b8%b%%012x" % (producer[:_VERSION], producer[_VERSION + 1 : _NODE])
 
 
 def _are_in_order(times: list[bytes]) -> bool:

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Literal, NamedTuple, TypeAlias
 
 from lepton_airflow.audit.forms import Forms
-from lepton_airflow.audit.series import TOGETHER, Frame, Rows, are_alike, are_ids, are_moments, in_hex, name_of
+from lepton_airflow.audit.series import TOGETHER, Frame, Rows, are_alike, are_moments, id_format, in_hex
 from lepton_airflow.audit.tolerance import LOG_TOLERANCE
 
 #: Behind so many like leaves what follows is compared with them. Where so few or fewer are like them, that took longer than
@@ -134,19 +134,18 @@ def _leaves(matches: list[re.Match[bytes]], rows: Rows, start: int) -> Iterable[
     stop = start + len(matches)
     event_ids = rows.event_ids[start:stop]
     counted, inside, producers, previous, sequences, times = zip(*(match.groups() for match in matches), strict=True)
-    names = [name_of(producer) for producer in producers]
+    numbers = [*map(int, sequences)]
+    expected = [id_format(producer) % number for producer, number in zip(producers, numbers, strict=True)]
     counts = [count in (b"", sequence) for count, sequence in zip(counted, sequences, strict=True)]
     right = [True] * len(matches)
-    if not (inside == (*event_ids,) and all(counts) and are_ids(event_ids, names, sequences) and are_moments(times)):
+    if not (inside == (*event_ids,) and event_ids == expected and all(counts) and are_moments(times)):
         right = [
-            one == other and counts_right and are_ids([one], [name], [sequence]) and are_moments([time])
-            for one, other, counts_right, name, sequence, time in zip(
-                inside, event_ids, counts, names, sequences, times, strict=True
-            )
+            one == other == needed and counts_right and are_moments([time])
+            for one, other, needed, counts_right, time in zip(inside, event_ids, expected, counts, times, strict=True)
         ]
     closes = [count != b"" for count in counted]
     hashes, places = in_hex(rows.hashes[start:stop]), range(start, stop)
-    return zip(right, producers, map(int, sequences), previous, times, closes, hashes, places, strict=True)
+    return zip(right, producers, numbers, previous, times, closes, hashes, places, strict=True)
 
 
 class _Chain:

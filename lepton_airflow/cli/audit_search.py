@@ -27,7 +27,7 @@ def search(
     column: Annotated[str | None, typer.Option(help="Events that name this column.")] = None,
     principal: Annotated[str | None, typer.Option(help="Events of this identity.")] = None,
     action: Annotated[str | None, typer.Option(help="encrypt, decrypt, release, keys.rotate ...")] = None,
-    phase: Annotated[str | None, typer.Option(help="intent, success, failure, denied, note, close.")] = None,
+    phase: Annotated[str | None, typer.Option(help="open, intent, success, failure, denied, note, close.")] = None,
     run: Annotated[str | None, typer.Option(help="Events of this run key.")] = None,
     since: Annotated[str | None, typer.Option(help="From this time on (ISO 8601; UTC without a zone).")] = None,
     until: Annotated[str | None, typer.Option(help="Before this time.")] = None,

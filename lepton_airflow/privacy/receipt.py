@@ -23,7 +23,7 @@ from typing import Any
 from lepton_airflow.audit.canonical import digest, parse_canonical
 from lepton_airflow.audit.checkpoint import Checkpoint, Verifier
 from lepton_airflow.audit.proofs import ProvenLeaf
-from lepton_airflow.audit.schema import SCHEMA as EVENT_SCHEMA
+from lepton_airflow.audit.schema import SCHEMAS as EVENT_SCHEMAS
 from lepton_airflow.errors import AuditTampered, BudgetError, InvalidData, ReceiptInvalid
 from lepton_airflow.privacy.accountant import basic_composition, check_event, zcdp_epsilon
 from lepton_airflow.privacy.amount import amount_text
@@ -136,7 +136,8 @@ def _stated(events: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for role, event in events.items():
         place = f"evidence.leaves ({role})"
         action = APPROVE if role == APPROVAL else RELEASE
-        if (event["schema"], event["action"], event["phase"]) != (EVENT_SCHEMA, action, "success"):
+        known = event["schema"] in EVENT_SCHEMAS
+        if not known or (event["action"], event["phase"]) != (action, "success"):
             raise _invalid(f"The leaf is not that of a successful {action}.", place)
         for name in ("run_key", "spec_digest", "dataset"):
             if event[name] != draw[name]:

@@ -136,7 +136,7 @@ def test_events_are_searched_and_the_last_are_shown(log_home: Path) -> None:
     found = lepton_audit("search", log_home, "--dataset", "clinic", "--limit", "2", "--json")
     assert [json.loads(line)["counts"] for line in found.stdout.splitlines()] == [{"rows": 18}, {"rows": 17}]
     shown = lepton_audit("search", log_home, "--principal", "tester", "--action", "encrypt")
-    assert shown.stdout.count("dag/task/run/0") == 19
+    assert shown.stdout.count("dag/task/run/0") == 18
     assert "no such events" in lepton_audit("search", log_home, "--dataset", "other").stderr
     last = lepton_audit("tail", log_home, "-n", "2", "--json")
     assert [json.loads(line)["phase"] for line in last.stdout.splitlines()] == ["note", "close"]

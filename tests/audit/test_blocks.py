@@ -36,23 +36,31 @@ from lepton_airflow.audit.verify import VerificationReport, verify
 
 START = datetime(2026, 1, 31, 23, 59, 57, tzinfo=UTC)  # so that a log crosses a month's end
 ACTOR = Actor(principal="etl", host="here")
+OPENING = Event(action="producer", phase="open")
 Payload = dict[str, Any]
+
+
+def producer_of(number: int) -> str:
+    """A producer's id; every part of it differs from those of others."""
+    return str(uuid.UUID(int=random.Random(number).getrandbits(128), version=4))
 
 
 def written(source: random.Random, *, producers: int, events: int) -> list[Payload]:
     """What producers wrote: runs of like events, some of them interleaved, and some closings."""
     leaves: list[Payload] = []
-    states: dict[uuid.UUID, tuple[int, bytes | None]] = {}
-    current = uuid.UUID(int=source.getrandbits(128), version=4)
+    states: dict[str, tuple[int, bytes | None]] = {}
+    current = producer_of(source.getrandbits(128))
     for number in range(events):
         if source.random() < producers / events:
-            current = uuid.UUID(int=source.getrandbits(128), version=4)
+            current = producer_of(source.getrandbits(128))
         elif source.random() < 0.1 and states:
             current = source.choice(list(states))
         sequence, previous = states.get(current, (0, None))
-        closing = source.random() < 0.03
+        closing = source.random() < 0.03 and sequence > 0
         event = Event(action="encrypt", phase="note", dataset="été" if source.random() < 0.1 else "visits")
-        if closing:
+        if sequence == 0:
+            event = OPENING
+        elif closing:
             event = Event(action="producer", phase="close", counts={"events": sequence})
         leaf = LeafEncoder(actor=ACTOR, run_key="run", producer=current).encode(
             event,
@@ -65,7 +73,7 @@ def written(source: random.Random, *, producers: int, events: int) -> list[Paylo
         states[current] = (sequence + 1, leaf_hash(leaf))
         if closing:
             del states[current]
-            current = uuid.UUID(int=source.getrandbits(128), version=4)
+            current = producer_of(source.getrandbits(128))
     return leaves
 
 
@@ -90,7 +98,9 @@ WRONGS: dict[str, Callable[[Payload], Any]] = {
     "event id": _set("event_id", str(uuid.UUID(int=7, version=5))),
     "event id in capitals": lambda leaf: leaf.__setitem__("event_id", leaf["event_id"].upper()),
     "no event id": _set("event_id", "x"),
-    "schema": _set("schema", "lepton.audit.event/2"),
+    "schema": _set("schema", "lepton.audit.event/3"),
+    "first schema": _set("schema", "lepton.audit.event/1"),
+    "opens": lambda leaf: leaf.update(action="producer", phase="open", counts={}, dataset=None),
     "phase": _set("phase", "close"),
     "another field": _set("dataset", "visitz"),
     "more fields": _set("zeal", {"a": [1, 2.5]}),
@@ -102,14 +112,14 @@ WRONGS: dict[str, Callable[[Payload], Any]] = {
     "number ahead": _set_producer("sequence", lambda number: number + 1),
     "number ahead, and its id": lambda leaf: (
         _set_producer("sequence", lambda number: number + 1)(leaf),
-        leaf.__setitem__("event_id", event_id_of(uuid.UUID(leaf["producer"]["id"]), int(leaf["producer"]["sequence"]))),
+        leaf.__setitem__("event_id", event_id_of(leaf["producer"]["id"], int(leaf["producer"]["sequence"]))),
     ),
     "closes, and counts wrongly": lambda leaf: leaf.update(
         action="producer", phase="close", counts={"events": leaf["producer"]["sequence"] + 1}, dataset=None
     ),
     "number below zero": _set_producer("sequence", lambda number: -1 - number),
     "number as text": _set_producer("sequence", str),
-    "producer": _set_producer("id", lambda _: str(uuid.UUID(int=9, version=4))),
+    "producer": _set_producer("id", lambda _: producer_of(9)),
     "producer in capitals": _set_producer("id", str.upper),
     "inner event id": lambda leaf: leaf["details"].__setitem__("event_id", leaf["event_id"]),
 }
@@ -331,10 +341,10 @@ def test_like_events_are_not_checked_one_by_one(
 
 
 BROKEN: dict[str, Callable[[Payload], Any]] = {
-    "event id": lambda leaf: leaf.__setitem__("event_id", str(uuid.uuid5(uuid.UUID(int=5, version=4), "299"))),
+    "event id": lambda leaf: leaf.__setitem__("event_id", event_id_of(producer_of(5), 299)),
     "number": _set_producer("sequence", lambda number: number + 1),
     "previous": _set_producer("previous", lambda _: "0" * 64),
-    "producer": _set_producer("id", lambda _: str(uuid.UUID(int=9, version=4))),
+    "producer": _set_producer("id", lambda _: producer_of(9)),
     "time": _set("time", "2026-01-31T23:59:57.000000Z"),
     "moment": _set("time", "2026-02-31T23:59:57.000000Z"),
     "closing": lambda leaf: leaf.update(action="producer", phase="close", counts={"events": 300}, dataset=None),
@@ -344,7 +354,7 @@ BROKEN: dict[str, Callable[[Payload], Any]] = {
 
 
 def closing_leaf() -> bytes:
-    producer = uuid.UUID(int=6, version=4)
+    producer = producer_of(6)
     return LeafEncoder(actor=ACTOR, run_key="run", producer=producer).encode(
         Event(action="producer", phase="close", counts={"events": 2}),
         event_id=event_id_of(producer, 2),
@@ -357,11 +367,13 @@ def closing_leaf() -> bytes:
 @pytest.mark.parametrize("alike", [True, False], ids=["alike", "unlike"])
 @pytest.mark.parametrize("broken", [None, *BROKEN])
 def test_a_stretch_ends_where_an_event_is_not_what_must_follow(broken: str | None, alike: bool) -> None:
-    producer = uuid.UUID(int=5, version=4)
+    producer = producer_of(5)
     payloads: list[bytes] = []
     for number in range(330):
         leaf = LeafEncoder(actor=ACTOR, run_key="run", producer=producer).encode(
-            Event(action="encrypt", phase="note", dataset="visits" if alike else f"visits{number % 7}"),
+            Event(action="encrypt", phase="note", dataset="visits" if alike else f"visits{number % 7}")
+            if number
+            else OPENING,
             event_id=event_id_of(producer, number),
             sequence=number,
             previous=leaf_hash(payloads[-1]) if payloads else None,
@@ -402,11 +414,11 @@ def woven(turns: list[int], *, moments: list[float] | None = None) -> Rows:
     ids, payloads = [], []
     for place, turn in enumerate(turns):
         before = states.setdefault(turn, [])
-        producer = uuid.UUID(int=turn, version=4)
+        producer = producer_of(turn)
         ids.append(event_id_of(producer, len(before)).encode())
         moment = START + timedelta(seconds=place if moments is None else moments[place])
         leaf = LeafEncoder(actor=ACTOR, run_key="run", producer=producer).encode(
-            Event(action="encrypt", phase="note", dataset=f"visits{place % 7}"),
+            Event(action="encrypt", phase="note", dataset=f"visits{place % 7}") if before else OPENING,
             event_id=ids[-1].decode(),
             sequence=len(before),
             previous=leaf_hash(before[-1]) if before else None,
@@ -418,11 +430,11 @@ def woven(turns: list[int], *, moments: list[float] | None = None) -> Rows:
 
 
 def of_one_producer(events: list[Event]) -> Rows:
-    """Rows of a producer that writes these at one moment."""
-    producer, payloads = uuid.UUID(int=5, version=4), []
+    """Rows of a producer that writes these at one moment; instead of the first it opens."""
+    producer, payloads = producer_of(5), []
     encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=producer)
     ids = [event_id_of(producer, number) for number in range(len(events))]
-    for number, (event, event_id) in enumerate(zip(events, ids, strict=True)):
+    for number, (event, event_id) in enumerate(zip([OPENING, *events[1:]], ids, strict=True)):
         previous, time = leaf_hash(payloads[-1]) if payloads else None, "2026-01-31T23:59:57.000000Z"
         payloads.append(encoder.encode(event, event_id=event_id, sequence=number, previous=previous, time=time))
     return Rows([event_id.encode() for event_id in ids], payloads, [leaf_hash(payload) for payload in payloads])
@@ -446,7 +458,7 @@ def test_producers_in_turn_are_one_stretch_with_a_chain_each() -> None:
         START + timedelta(seconds=269),
     )
     for turn, chain in enumerate(stretch.chains):
-        assert chain.producer == str(uuid.UUID(int=5 + turn, version=4))
+        assert chain.producer == producer_of(5 + turn)
         assert (chain.sequence, chain.previous, chain.began) == (0, None, START + timedelta(seconds=turn))
         assert (chain.position, chain.last_sequence, chain.closes) == (1267 + turn, 89, False)
         assert (chain.event_id.encode(), chain.hashed) == (rows.event_ids[267 + turn], rows.hashes[267 + turn])
@@ -487,11 +499,13 @@ def test_a_stretch_with_a_time_in_the_future_is_not_taken_as_a_whole(late: int) 
 
 def test_producers_with_gaps_are_reported_in_the_order_in_which_they_closed() -> None:
     """Both lack numbers 1 and 2; in one stretch they go on in one order and close in the other."""
-    one, other = uuid.UUID(int=5, version=4), uuid.UUID(int=6, version=4)
-    written: dict[uuid.UUID, list[bytes]] = {one: [], other: []}
+    one, other = producer_of(5), producer_of(6)
+    written: dict[str, list[bytes]] = {one: [], other: []}
     leaves: list[Leaf] = []
     for producer, number in [(one, 0), (other, 0), (one, 3), (other, 3), (one, 4), (other, 4), (other, 5), (one, 5)]:
         event = Event(action="encrypt", phase="note", dataset="visits")
+        if number == 0:
+            event = OPENING
         if number == 5:
             event = Event(action="producer", phase="close", counts={"events": 5})
         before = written[producer]
@@ -519,7 +533,7 @@ def test_producers_with_gaps_are_reported_in_the_order_in_which_they_closed() ->
     assert isinstance(stretch, Stretch)
     assert together.take(stretch)
     assert [*together.missing()] == [*singly.missing()]
-    assert str(other) in next(singly.missing()).text
+    assert other in next(singly.missing()).text
 
 
 def test_a_log_that_is_all_breaks_is_not_asked_for_leaf_by_leaf(
@@ -615,13 +629,13 @@ def test_producers_are_followed_alike_by_stretches_and_leaf_by_leaf(seed: int) -
 
 
 def test_like_events_without_a_predecessor_vouch_for_nothing() -> None:
-    producer, payloads = uuid.UUID(int=5, version=4), []
+    producer, payloads, ids = producer_of(5), [], []
     encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=producer)
-    ids = [event_id_of(producer, number) for number in range(8)]
-    for number, event_id in enumerate(ids):
-        event, time = Event(action="encrypt", phase="note"), "2026-01-31T23:59:57.000000Z"
-        payloads.append(encoder.encode(event, event_id=event_id, sequence=number, previous=None, time=time))
-        if number > 5:  # no JSON, but what those before it would be with a predecessor's hash in its place
+    for number in (0, 0, 0, 0, 0, 0, 1, 2):
+        ids.append(event_id_of(producer, number))
+        time = "2026-01-31T23:59:57.000000Z"
+        payloads.append(encoder.encode(OPENING, event_id=ids[-1], sequence=number, previous=None, time=time))
+        if number:  # no JSON, but what those before it would be with a predecessor's hash in its place
             named = b"null" + leaf_hash(payloads[-2]).hex().encode()
             payloads[-1] = payloads[-1].replace(b'null,"sequence', named + b',"sequence')
     rows = Rows([event_id.encode() for event_id in ids], payloads, [leaf_hash(payload) for payload in payloads])
@@ -648,14 +662,16 @@ def test_each_leaf_without_a_form_is_looked_at_once(monkeypatch: pytest.MonkeyPa
     assert looked == rows.payloads[::10]
 
 
+@pytest.mark.parametrize("alike", [True, False], ids=["alike", "unlike"])
 @pytest.mark.parametrize("place", ["beside", "inside"])
-def test_an_event_is_odd_if_the_id_beside_it_is_not_the_one_inside(place: str) -> None:
-    producer = uuid.UUID(int=5, version=4)
+def test_an_event_is_odd_if_the_id_beside_it_is_not_the_one_inside(place: str, alike: bool) -> None:
+    producer = producer_of(5)
     encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=producer)
     payloads: list[bytes] = []
     for number in range(30):
         previous = leaf_hash(payloads[-1]) if payloads else None
-        event = Event(action="encrypt", phase="note", dataset=f"visits{number % 7}")
+        dataset = "visits" if alike else f"visits{number % 7}"
+        event = Event(action="encrypt", phase="note", dataset=dataset) if number else OPENING
         right = place == "beside" or number != 20
         event_id, time = event_id_of(producer, number if right else 7), "2026-01-31T23:59:57.000000Z"
         payloads.append(encoder.encode(event, event_id=event_id, sequence=number, previous=previous, time=time))

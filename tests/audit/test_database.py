@@ -88,7 +88,7 @@ def revisions() -> list[str]:
 
 @pytest.mark.parametrize("revision", revisions())
 def test_a_log_of_every_older_schema_is_migrated_and_goes_on(
-    settings: Settings, signer: Signer, write: Any, revision: str
+    settings: Settings, signer: Signer, write: Any, write_first_schema: Any, revision: str
 ) -> None:
     """What was written and sealed under the old schema verifies under the new one, and is sealed further."""
     from alembic import command
@@ -100,7 +100,7 @@ def test_a_log_of_every_older_schema_is_migrated_and_goes_on(
         config = _migration_config()
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
-    write(old, 4)
+    write_first_schema(old, 4)
     with old.begin() as connection:
         # Sealed as every version has done it: positions, a root over the stored hashes, a signed note.
         hashes = list(connection.scalars(sql.select(leaf_table.c.leaf_hash).order_by(leaf_table.c.id)))

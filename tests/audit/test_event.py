@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lepton_airflow.audit.canonical import canonical_json
 from lepton_airflow.audit.event import Actor, Event, LeafEncoder, event_id_of
-from lepton_airflow.audit.schema import SCHEMA
+from lepton_airflow.audit.schema import FIRST_SCHEMA, SCHEMA
 from lepton_airflow.errors import InvalidData
 
 TEXT = st.text(max_size=12)
@@ -46,19 +46,19 @@ def encoded(event: Event, *, actor: Actor, run_key: str, **fields: Any) -> bytes
     event=EVENTS,
     actor=ACTORS,
     run_key=TEXT,
-    producer=st.uuids(),
-    sequence=st.integers(0, 2**40),
+    producer=st.uuids().map(str),
+    sequence=st.integers(0, 2**48 - 1),
     previous=st.none() | st.binary(min_size=32, max_size=32),
 )
 def test_a_leaf_is_the_canonical_json_of_its_fields(
-    event: Event, actor: Actor, run_key: str, producer: uuid.UUID, sequence: int, previous: bytes | None
+    event: Event, actor: Actor, run_key: str, producer: str, sequence: int, previous: bytes | None
 ) -> None:
     event_id = event_id_of(producer, sequence)
     fields = {
         "schema": SCHEMA,
         "event_id": event_id,
         "time": TIME,
-        "producer": {"id": str(producer), "sequence": sequence, "previous": previous.hex() if previous else None},
+        "producer": {"id": producer, "sequence": sequence, "previous": previous.hex() if previous else None},
         "run_key": run_key,
         "actor": asdict(actor),
         **asdict(event),
@@ -71,9 +71,19 @@ def test_a_leaf_is_the_canonical_json_of_its_fields(
     assert leaf == canonical_json(fields)
 
 
-@given(producer=st.uuids(), sequence=st.integers(0, 2**40))
-def test_an_event_id_is_the_uuid_of_version_5_of_its_producer_and_number(producer: uuid.UUID, sequence: int) -> None:
-    assert event_id_of(producer, sequence) == str(uuid.uuid5(producer, str(sequence)))
+@given(producer=st.uuids(version=4), sequence=st.integers(0, 2**48 - 1))
+def test_an_event_id_is_a_uuid_of_version_8_made_of_its_producer_and_number(producer: uuid.UUID, sequence: int) -> None:
+    text = event_id_of(str(producer), sequence)
+    event_id = uuid.UUID(text)
+    assert (str(event_id), event_id.version, event_id.variant) == (text, 8, uuid.RFC_4122)
+    assert event_id.node == sequence
+    assert (event_id.int ^ producer.int) >> 48 == (4 ^ 8) << 28, "all else is the producer's, but for the version"
+
+
+@pytest.mark.parametrize("sequence", [0, 1, 10, 12345, 2**40])
+def test_an_event_id_of_the_first_schema_is_a_uuid_of_version_5(sequence: int) -> None:
+    producer = uuid.uuid4()
+    assert event_id_of(str(producer), sequence, schema=FIRST_SCHEMA) == str(uuid.uuid5(producer, str(sequence)))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +96,7 @@ def test_an_event_that_has_no_canonical_form_is_refused(wrong: dict[str, Any]) -
             event,
             actor=Actor(principal="etl", host="here"),
             run_key="run",
-            producer=uuid.UUID(int=1),
+            producer=str(uuid.UUID(int=1)),
             event_id="id",
             sequence=0,
             previous=None,

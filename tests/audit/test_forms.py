@@ -15,10 +15,10 @@ from lepton_airflow.audit import forms as module
 from lepton_airflow.audit.canonical import canonical_json
 from lepton_airflow.audit.event import Actor, Event, LeafEncoder, event_id_of
 from lepton_airflow.audit.forms import Forms, fields_of
-from lepton_airflow.audit.schema import SCHEMA
+from lepton_airflow.audit.schema import FIRST_SCHEMA, SCHEMA
 from lepton_airflow.errors import InvalidData
 
-PRODUCER = uuid.UUID(int=5, version=4)
+PRODUCER = str(uuid.UUID(int=5, version=4))
 NOT_OF_THE_SCHEMA = (InvalidData, KeyError, TypeError, ValueError, AttributeError)
 
 
@@ -33,7 +33,7 @@ def encoded(event: Event, *, sequence: int = 3, time: str = "2026-01-31T23:59:57
 NOTE = Event(action="encrypt", phase="note", dataset="clinic", columns=("ssn", "email"), counts={"rows": 12})
 LEAVES = [
     encoded(NOTE),
-    encoded(NOTE, sequence=0),
+    encoded(Event(action="producer", phase="open"), sequence=0),
     encoded(Event(action="producer", phase="close", counts={"events": 3})),
     encoded(
         Event(action="verify", phase="success", details={"event_id": "x", "deep": None, "sure": True, "number": -7})
@@ -55,15 +55,17 @@ def read(payload: bytes) -> tuple[Any, ...] | None:
     """What an independent reader takes of a leaf; None if it is not canonical JSON of the schema."""
     try:
         event = json.loads(payload)
-        if rfc8785.dumps(event) != payload or event["schema"] != SCHEMA:
+        if rfc8785.dumps(event) != payload or event["schema"] not in (SCHEMA, FIRST_SCHEMA):
             return None
         producer = event["producer"]
         if type(producer["sequence"]) is not int or producer["sequence"] < 0:
             return None
+        opens = event["phase"] == "open" and event["action"] == "producer"
         closes = event["phase"] == "close"
         counted = event["counts"]["events"] if closes and event["action"] == "producer" else None
         named = str(uuid.UUID(producer["id"]))
-        return event["event_id"], event["time"], closes, named, producer["sequence"], producer["previous"], counted
+        inside = (producer["sequence"], producer["previous"], counted)
+        return event["schema"], event["event_id"], event["time"], opens, closes, named, *inside
     except (*NOT_OF_THE_SCHEMA, rfc8785.CanonicalizationError, RecursionError):
         return None
 
@@ -74,7 +76,7 @@ def test_a_leaf_in_a_known_form_says_what_reading_it_says(known: Forms, leaf: by
     assert match is not None
     assert fields_of(match) == read(leaf)
     # The next one of this form, of another producer.
-    other = leaf.replace(str(PRODUCER).encode(), str(uuid.uuid4()).encode()).replace(b"worker-1", b"~ #[]")
+    other = leaf.replace(PRODUCER.encode(), str(uuid.uuid4()).encode()).replace(b"worker-1", b"~ #[]")
     match = known.match(other)
     assert match is not None
     assert fields_of(match) == read(other)
@@ -121,7 +123,10 @@ def test_whatever_is_done_to_a_leaf_its_form_does_not_take_it_for_what_it_is_not
         ('"phase":"note"', '"phase":"close"'),
         ('"phase":"note"', '"phase":"note","phase":"note"'),
         ('"action":"encrypt"', '"action":"producer"'),
-        ("event/1", "event/2"),
+        ("event/2", "event/3"),
+        ("event/2", "event/1"),
+        ('"sequence":3', '"sequence":0'),
+        ('"phase":"note"', '"phase":"open"'),
         ("clinic", 'clin"ic'),
         ("clinic", "clin\\ic"),
         ("clinic", "clin\x7fic"),

@@ -51,7 +51,7 @@ def test_a_leaf_says_who_what_and_when_in_canonical_json(engine: sql.Engine) -> 
         details={"epsilon": 0.5, "note": None, "exact": True},
     )
     event_id = open_log(engine).append(event)
-    [row] = rows(engine)
+    opening, row = rows(engine)
     leaf = parse_canonical(row.payload.encode())
     assert row.event_id == event_id == leaf.pop("event_id")
     assert row.leaf_hash == leaf_hash(row.payload.encode())
@@ -60,7 +60,7 @@ def test_a_leaf_says_who_what_and_when_in_canonical_json(engine: sql.Engine) -> 
     assert uuid.UUID(leaf["producer"].pop("id")).version == 4
     assert leaf == {
         "schema": SCHEMA,
-        "producer": {"sequence": 0, "previous": None},
+        "producer": {"sequence": 1, "previous": opening.leaf_hash.hex()},
         "run_key": "dag/task/run/0",
         "actor": {
             "principal": "etl",
@@ -85,9 +85,9 @@ def test_a_leaf_says_who_what_and_when_in_canonical_json(engine: sql.Engine) -> 
     }
 
 
-def test_a_producer_numbers_chains_and_closes_its_events(engine: sql.Engine) -> None:
+def test_a_producer_opens_numbers_chains_and_closes_its_events(engine: sql.Engine) -> None:
     log = open_log(engine)
-    for _ in range(3):
+    for _ in range(2):
         log.append(note())
     log.close()
     log.close()
@@ -95,9 +95,21 @@ def test_a_producer_numbers_chains_and_closes_its_events(engine: sql.Engine) -> 
     leaves = [json.loads(row.payload) for row in stored]
     assert [leaf["producer"]["sequence"] for leaf in leaves] == [0, 1, 2, 3]
     assert [leaf["producer"]["previous"] for leaf in leaves[1:]] == [row.leaf_hash.hex() for row in stored[:-1]]
+    assert (leaves[0]["action"], leaves[0]["phase"], leaves[0]["producer"]["previous"]) == ("producer", "open", None)
     assert (leaves[3]["action"], leaves[3]["phase"], leaves[3]["counts"]) == ("producer", "close", {"events": 3})
-    producer = uuid.UUID(leaves[0]["producer"]["id"])
-    assert [row.event_id for row in stored] == [event_id_of(producer, number) for number in range(4)]
+    assert [row.event_id for row in stored] == [event_id_of(log.producer, number) for number in range(4)]
+    assert {leaf["producer"]["id"] for leaf in leaves} == {log.producer}
+
+
+def test_the_opening_is_committed_with_the_first_event_or_not_at_all(engine: sql.Engine) -> None:
+    log = open_log(engine)
+    with pytest.raises(InvalidData):
+        log.append(note(details={"x": float("nan")}))
+    assert rows(engine) == []
+    ids = log.append_all([note(), note()])
+    assert [row.event_id for row in rows(engine)] == [event_id_of(log.producer, 0), *ids]
+    log.append(note())
+    assert [json.loads(row.payload)["phase"] for row in rows(engine)] == ["open", "note", "note", "note"]
 
 
 def test_a_closed_log_takes_no_more_events(engine: sql.Engine) -> None:
@@ -105,7 +117,7 @@ def test_a_closed_log_takes_no_more_events(engine: sql.Engine) -> None:
     log.close()
     with pytest.raises(AuditUnavailable, match="closed"):
         log.append(note())
-    assert len(rows(engine)) == 1
+    assert [json.loads(row.payload)["phase"] for row in rows(engine)] == ["open", "close"]
 
 
 def test_threads_share_a_log_without_losing_or_repeating_a_number(engine: sql.Engine) -> None:
@@ -115,7 +127,7 @@ def test_threads_share_a_log_without_losing_or_repeating_a_number(engine: sql.En
         thread.start()
     for thread in threads:
         thread.join()
-    assert [json.loads(row.payload)["producer"]["sequence"] for row in rows(engine)] == list(range(40))
+    assert [json.loads(row.payload)["producer"]["sequence"] for row in rows(engine)] == list(range(41))
 
 
 def test_an_event_that_is_no_json_is_refused_and_leaves_no_gap(engine: sql.Engine) -> None:
@@ -123,13 +135,7 @@ def test_an_event_that_is_no_json_is_refused_and_leaves_no_gap(engine: sql.Engin
     with pytest.raises(InvalidData):
         log.append(note(details={"x": float("nan")}))
     log.append(note())
-    assert json.loads(rows(engine)[0].payload)["producer"]["sequence"] == 0
-
-
-@pytest.mark.parametrize("sequence", [0, 1, 9, 10, 12345, 2**40])
-def test_an_events_id_is_the_uuid_of_version_5(sequence: int) -> None:
-    producer = uuid.uuid4()
-    assert event_id_of(producer, sequence) == str(uuid.uuid5(producer, str(sequence)))
+    assert [json.loads(row.payload)["producer"]["sequence"] for row in rows(engine)] == [0, 1]
 
 
 def test_an_unknown_phase_is_refused() -> None:
@@ -148,7 +154,7 @@ def test_an_append_to_a_full_database_fails_closed_and_the_next_one_goes_on(sqli
     with sqlite_engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
     log.append(note())
-    assert [json.loads(row.payload)["producer"]["sequence"] for row in rows(sqlite_engine)] == [0, 1]
+    assert [json.loads(row.payload)["producer"]["sequence"] for row in rows(sqlite_engine)] == [0, 1, 2]
 
 
 def test_a_locked_database_fails_closed_after_a_bounded_wait(
@@ -210,9 +216,9 @@ def test_on_postgresql_too(postgresql_engine: sql.Engine, monkeypatch: pytest.Mo
 
 def check_that_nothing_was_lost_or_repeated(engine: sql.Engine) -> None:
     leaves = [json.loads(row.payload) for row in rows(engine)]
-    assert [leaf["details"].get("which") for leaf in leaves] == [None, "lost", "next", None]
-    assert [leaf["producer"]["sequence"] for leaf in leaves] == [0, 1, 2, 3]
-    assert leaves[2]["producer"]["previous"] == rows(engine)[1].leaf_hash.hex()
+    assert [leaf["details"].get("which") for leaf in leaves] == [None, None, "lost", "next", None]
+    assert [leaf["producer"]["sequence"] for leaf in leaves] == [0, 1, 2, 3, 4]
+    assert leaves[3]["producer"]["previous"] == rows(engine)[2].leaf_hash.hex()
 
 
 def test_several_events_are_committed_together_numbered_and_chained(engine: sql.Engine) -> None:
@@ -223,24 +229,23 @@ def test_several_events_are_committed_together_numbered_and_chained(engine: sql.
     log.close()
     stored = rows(engine)
     leaves = [json.loads(row.payload) for row in stored]
-    assert [row.event_id for row in stored][1:-1] == ids
-    assert [leaf["producer"]["sequence"] for leaf in leaves] == list(range(252))
+    assert [row.event_id for row in stored][2:-1] == ids
+    assert [leaf["producer"]["sequence"] for leaf in leaves] == list(range(253))
     assert [leaf["producer"]["previous"] for leaf in leaves[1:]] == [row.leaf_hash.hex() for row in stored[:-1]]
-    assert leaves[-1]["counts"] == {"events": 251}
+    assert leaves[-1]["counts"] == {"events": 252}
 
 
 def test_of_several_events_all_are_committed_or_none(engine: sql.Engine) -> None:
     log = open_log(engine)
     log.append(note())
-    producer = uuid.UUID(json.loads(rows(engine)[0].payload)["producer"]["id"])
     with engine.begin() as connection:
-        stolen = {"event_id": event_id_of(producer, 3), "payload": "{}", "leaf_hash": leaf_hash(b"{}")}
+        stolen = {"event_id": event_id_of(log.producer, 3), "payload": "{}", "leaf_hash": leaf_hash(b"{}")}
         connection.execute(leaf_table.insert().values(stolen))
     with pytest.raises(AuditUnavailable, match="refuses the event"):
         log.append_all([note(), note(), note()])
-    assert len(rows(engine)) == 2
+    assert len(rows(engine)) == 3
     log.append(note())
-    assert json.loads(rows(engine)[2].payload)["producer"]["sequence"] == 1
+    assert json.loads(rows(engine)[3].payload)["producer"]["sequence"] == 2
 
 
 def test_an_event_that_another_rule_of_the_database_forbids_is_a_typed_error(engine: sql.Engine) -> None:
@@ -255,7 +260,7 @@ def test_an_event_that_another_rule_of_the_database_forbids_is_a_typed_error(eng
             connection.exec_driver_sql("ALTER TABLE lepton_audit_leaf ADD CHECK (false) NOT VALID")
     with pytest.raises(AuditUnavailable, match="refuses the event"):
         log.append(note())
-    assert len(rows(engine)) == 1
+    assert len(rows(engine)) == 2
 
 
 def test_a_writer_that_is_stopped_in_line_keeps_others_waiting_only_so_long(
@@ -268,15 +273,14 @@ def test_a_writer_that_is_stopped_in_line_keeps_others_waiting_only_so_long(
     with writing.in_line(sqlite_engine), pytest.raises(AuditUnavailable, match="kept its place"):
         log.append(note())
     log.append(note())
-    assert len(rows(sqlite_engine)) == 1
+    assert len(rows(sqlite_engine)) == 2
 
 
 def test_a_number_that_somebody_else_has_taken_is_not_taken_over(engine: sql.Engine) -> None:
     log = open_log(engine)
     log.append(note())
-    producer = uuid.UUID(json.loads(rows(engine)[0].payload)["producer"]["id"])
     with engine.begin() as connection:
-        stolen = {"event_id": event_id_of(producer, 1), "payload": "{}", "leaf_hash": leaf_hash(b"{}")}
+        stolen = {"event_id": event_id_of(log.producer, 2), "payload": "{}", "leaf_hash": leaf_hash(b"{}")}
         connection.execute(leaf_table.insert().values(stolen))
     with pytest.raises(AuditUnavailable, match="Another process"):
         log.append(note())
@@ -295,4 +299,4 @@ def test_a_server_that_goes_away_fails_closed(postgresql_engine: sql.Engine) -> 
         connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
     other.dispose()
     log.append(note())
-    assert len(rows(postgresql_engine)) == 2
+    assert len(rows(postgresql_engine)) == 3

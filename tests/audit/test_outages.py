@@ -82,7 +82,7 @@ def test_a_full_disk_fails_closed_and_what_was_acknowledged_is_there(
     assert len(acknowledged) > 30
     with sqlite_engine.connect() as connection:
         stored = list(connection.scalars(sql.select(leaf_table.c.event_id).order_by(leaf_table.c.id)))
-    assert stored == acknowledged
+    assert stored[1:] == acknowledged, "the first event opens the producer"
     seal(sqlite_engine, signer=signer, exports=[])
     assert verify(sqlite_engine, verifier=signer.verifier, exports=[]).findings == ()
 
@@ -140,7 +140,7 @@ def test_a_log_on_a_file_system_without_space_fails_closed_and_goes_on_once_ther
     acknowledged.append(log.append(Event(action="encrypt", phase="note")))
     with engine.connect() as connection:
         stored = list(connection.scalars(sql.select(leaf_table.c.event_id).order_by(leaf_table.c.id)))
-    assert stored == acknowledged
+    assert stored[1:] == acknowledged, "the first event opens the producer"
     log.close()
     seal(engine, signer=signer, exports=[])
     assert verify(engine, verifier=signer.verifier, exports=[]).findings == ()
@@ -194,13 +194,13 @@ def test_a_server_whose_files_cannot_grow_fails_closed_and_what_was_acknowledged
     assert len(acknowledged) > 20
     with postgresql_engine.connect() as connection:
         stored = list(connection.scalars(sql.select(leaf_table.c.event_id).order_by(leaf_table.c.id)))
-    assert stored == acknowledged
+    assert stored[1:] == acknowledged, "the first event opens the producer"
     postgresql_engine.dispose()  # the next server processes have no limit
     log.append(Event(action="encrypt", phase="note"))
     log.close()
     seal(postgresql_engine, signer=signer, exports=[])
     report = verify(postgresql_engine, verifier=signer.verifier, exports=[])
-    assert (report.findings, report.tree_size) == ((), len(acknowledged) + 2)
+    assert (report.findings, report.tree_size) == ((), len(acknowledged) + 3)
 
 
 @pytest.mark.parametrize(
@@ -275,4 +275,4 @@ def test_a_database_that_disappears_stops_the_operation(
     log.close()
     seal(engine, signer=signer, exports=[])
     report = verify(engine, verifier=signer.verifier, exports=[])
-    assert (report.findings, report.tree_size) == ((), 3 if worked else 2)
+    assert (report.findings, report.tree_size) == ((), 4 if worked else 3)

@@ -73,11 +73,11 @@ def test_a_log_that_is_not_the_signed_one_gives_no_proof(
             connection.execute(statement)
             transaction.commit()
         with pytest.raises(AuditTampered, match=rule):
-            prove_events(sqlite_engine, ids[:1], verifier=signer.verifier)
+            prove_events(sqlite_engine, ids[1:2], verifier=signer.verifier)
 
     leaf = leaf_table.c
     payload = sql.func.replace(leaf.payload, "clinic", "clinik")
-    change(leaf_table.update().where(leaf.tree_index == 0).values(payload=payload), "not the one that was sealed")
+    change(leaf_table.update().where(leaf.tree_index == 1).values(payload=payload), "not the one that was sealed")
     change(leaf_table.update().where(leaf.tree_index == 3).values(leaf_hash=b"x" * 32), "not those that the latest")
     change(leaf_table.delete().where(leaf.tree_index == 5), "fewer events")
     change(checkpoint_table.update().values(note=checkpoint_table.c.note + "x"), "no valid signature")
@@ -90,7 +90,7 @@ def test_the_events_of_a_run_are_found_by_its_key_alone(sqlite_engine: sql.Engin
         log.append(Event(action="release", phase="note", details={"run_key": keys[0]}))
         log.close()
     found = events_of_run(sqlite_engine, keys[0])
-    assert [event["phase"] for event in found] == ["note", "close"]
+    assert [event["phase"] for event in found] == ["open", "note", "close"]
     assert {event["run_key"] for event in found} == {keys[0]}
 
 

@@ -64,14 +64,14 @@ def test_a_writer_appends_and_the_server_refuses_it_everything_else(database: Se
         with pytest.raises(AuditUnavailable, match="42501"), engine.begin() as connection:
             connection.exec_driver_sql(statement)
     with engine.connect() as connection:
-        assert connection.exec_driver_sql("SELECT count(*) FROM lepton_audit_leaf").scalar() == 4
+        assert connection.exec_driver_sql("SELECT count(*) FROM lepton_audit_leaf").scalar() == 5
     engine.dispose()
 
 
 def test_a_sealer_seals_and_can_neither_write_events_nor_change_them(database: Settings, signer: Signer) -> None:
     writer, sealer = (engine_as(database, f"lepton_{role}_user") for role in ("writer", "sealer"))
     append(writer)
-    assert seal(sealer, signer=signer, exports=[]).tree_size == 4
+    assert seal(sealer, signer=signer, exports=[]).tree_size == 5
     assert verify(writer, verifier=signer.verifier, exports=[]).ok
     with pytest.raises(AuditUnavailable, match="42501"):
         append(sealer)

@@ -61,10 +61,10 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_are_taken_in_chunks_to_the_last(engine: sql.Engine, signer: Signer, write: Any) -> None:
-    for count in (7, 8, 1, 30):
+    for count in (7, 8, 2, 30):
         write(engine, count - 1)
         seal(engine, signer=signer, exports=[])
-    assert order(engine) == [*range(1, 47)]
+    assert order(engine) == [*range(1, 48)]
     assert found(engine, signer) == []
 
 
@@ -86,12 +86,12 @@ def test_the_next_seal_begins_at_the_horizon_of_the_last(
     before = horizon(postgresql_engine)
     write(postgresql_engine, 0)
     write(postgresql_engine, 2)
-    execute(postgresql_engine, f"UPDATE lepton_audit_leaf SET xid = '{before - 1}' WHERE id = 7")
+    execute(postgresql_engine, f"UPDATE lepton_audit_leaf SET xid = '{before - 1}' WHERE id = 8")
     # Nothing but a change by hand makes such a row. That it stays shows where the seal began; verification tells.
-    assert seal(postgresql_engine, signer=signer, exports=[]).tree_size == 9
-    assert order(postgresql_engine) == [*range(1, 7), 8, 9, 10]
+    assert seal(postgresql_engine, signer=signer, exports=[]).tree_size == 10
+    assert order(postgresql_engine) == [*range(1, 8), *range(9, 12)]
     assert before < horizon(postgresql_engine)
-    assert_stranded(postgresql_engine, signer, row=7)
+    assert_stranded(postgresql_engine, signer, row=8)
 
 
 def test_a_row_of_a_transaction_that_is_yet_to_come_is_found(
@@ -100,9 +100,9 @@ def test_a_row_of_a_transaction_that_is_yet_to_come_is_found(
     write(postgresql_engine, 5)
     seal(postgresql_engine, signer=signer, exports=[])
     write(postgresql_engine, 0)
-    execute(postgresql_engine, "UPDATE lepton_audit_leaf SET xid = '1000000000' WHERE id = 7")
-    assert seal(postgresql_engine, signer=signer, exports=[]).tree_size == 6
-    assert_stranded(postgresql_engine, signer, row=7)
+    execute(postgresql_engine, "UPDATE lepton_audit_leaf SET xid = '1000000000' WHERE id = 8")
+    assert seal(postgresql_engine, signer=signer, exports=[]).tree_size == 7
+    assert_stranded(postgresql_engine, signer, row=8)
 
 
 def test_a_log_that_was_restored_from_another_server_is_sealed_to_the_last_row(

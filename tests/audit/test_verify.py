@@ -28,6 +28,8 @@ from lepton_airflow.settings import Settings
 SEALED = 33  # (9 + 1) + (9 + 1) + (12 + 1)
 UNSEALED = 6
 STORES = ("sqlite", "postgresql")
+ACTOR = Actor(principal="eve", host="there")
+PRODUCER = str(uuid.UUID(int=7, version=4))
 
 
 @dataclass
@@ -208,9 +210,9 @@ def test_a_deleted_row_is_located_after_the_others_were_renumbered(log: SealedLo
 def test_an_inserted_row_is_located_after_the_others_were_renumbered(log: SealedLog, place: random.Random) -> None:
     index = place.randrange(1, SEALED - 2)
     renumber(log, index, 1)
-    producer = uuid.uuid4()
+    producer = str(uuid.uuid4())
     template = json.loads(log.rows()[0]["payload"])
-    template["producer"] = {"id": str(producer), "sequence": 0, "previous": None}
+    template["producer"] = {"id": producer, "sequence": 0, "previous": None}
     template["event_id"] = event_id_of(producer, 0)
     payload = canonical_json(template)
     forged = {"event_id": template["event_id"], "payload": payload.decode(), "leaf_hash": leaf_hash(payload)}
@@ -595,11 +597,12 @@ def test_a_clock_that_jumps_is_a_warning_with_its_leaf(
 
     write(engine, 3)
     monkeypatch.setattr(module, "datetime", Shifted)
-    [event] = write(engine, 1, close=False)
+    events = write(engine, 2, close=False)
     seal(engine, signer=signer, exports=[])
     report = verify(engine, verifier=signer.verifier, exports=[])
     assert (report.ok, report.findings) == (True, ())
-    assert [(warning.kind, warning.position) for warning in report.warnings] == [("clock", f"leaf 4 (event {event})")]
+    late = [("clock", f"leaf {index} (event {event})") for index, event in enumerate(events, 4)]
+    assert [(warning.kind, warning.position) for warning in report.warnings] == (late if shift > 0 else late[:1])
 
 
 def test_since_a_checkpoint_an_older_one_that_never_was_of_this_log_is_found(log: SealedLog) -> None:
@@ -655,9 +658,9 @@ def test_a_number_that_no_producer_can_have_reached_is_told_and_not_counted_up_t
     engine: sql.Engine, signer: Signer, write: Any
 ) -> None:
     write(engine, 3)
-    producer, number = uuid.UUID(int=7, version=4), 2**53 - 1
-    encoder = LeafEncoder(actor=Actor(principal="eve", host="there"), run_key="run", producer=producer)
-    event_id = event_id_of(producer, number)
+    number = 2**48 - 1
+    encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=PRODUCER)
+    event_id = event_id_of(PRODUCER, number)
     payload = encoder.encode(
         Event(action="encrypt", phase="note"),
         event_id=event_id,
@@ -672,4 +675,57 @@ def test_a_number_that_no_producer_can_have_reached_is_told_and_not_counted_up_t
     findings = verify(engine, verifier=signer.verifier, exports=[]).findings
     assert {finding.kind for finding in findings} == {"missing"}
     assert len(findings) == 18
-    assert findings[-1].position.endswith(f"to {number - 1} of producer {producer}")
+    assert findings[-1].position.endswith(f"to {number - 1} of producer {PRODUCER}")
+
+
+def test_what_is_lost_or_changed_of_a_log_of_the_first_schema_shows(
+    engine: sql.Engine, signer: Signer, write_first_schema: Any, write: Any
+) -> None:
+    lost, *_, renamed, _ = write_first_schema(engine, 5)[1:]
+    leaf = leaf_table.c
+    with engine.begin() as connection:
+        connection.execute(leaf_table.delete().where(leaf.event_id == lost))
+        payload = connection.scalar(sql.select(leaf.payload).where(leaf.event_id == renamed))
+        # An event id of the next schema in a leaf of the first one.
+        other = event_id_of(json.loads(payload)["producer"]["id"], 3)
+        forged = payload.replace(renamed, other)
+        values = {"event_id": other, "payload": forged, "leaf_hash": leaf_hash(forged.encode())}
+        connection.execute(leaf_table.update().where(leaf.event_id == renamed).values(values))
+    write(engine, 2)
+    seal(engine, signer=signer, exports=[])
+    found = {
+        (finding.kind, finding.position) for finding in verify(engine, verifier=signer.verifier, exports=[]).findings
+    }
+    assert found == {
+        ("missing", f"event {lost}"),
+        ("malformed", f"leaf 2 (event {other})"),
+        ("edited", f"leaf 2 (event {other})"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("number", "phase"), [(0, "note"), (2, "open")], ids=["the first does not open", "a later one opens"]
+)
+def test_a_producer_must_open_with_its_first_event_and_with_no_other(
+    engine: sql.Engine, signer: Signer, number: int, phase: Any
+) -> None:
+    encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=PRODUCER)
+    rows: list[dict[str, Any]] = []
+    for sequence in range(4):
+        right = Event(action="producer", phase="open") if sequence == 0 else Event(action="producer", phase="note")
+        event_id = event_id_of(PRODUCER, sequence)
+        payload = encoder.encode(
+            Event(action="producer", phase=phase) if sequence == number else right,
+            event_id=event_id,
+            sequence=sequence,
+            previous=rows[-1]["leaf_hash"] if rows else None,
+            time="2026-11-25T00:00:00.000000Z",
+        )
+        rows.append({"event_id": event_id, "payload": payload.decode(), "leaf_hash": leaf_hash(payload)})
+    with engine.begin() as connection:
+        connection.execute(leaf_table.insert(), rows)
+    seal(engine, signer=signer, exports=[])
+    findings = verify(engine, verifier=signer.verifier, exports=[]).findings
+    assert [(finding.kind, finding.position) for finding in findings] == [
+        ("malformed", f"leaf {number} (event {rows[number]['event_id']})")
+    ]

@@ -60,7 +60,7 @@ def recorded(home: Settings) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         payloads = connection.execute(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id)).scalars().all()
     engine.dispose()
-    return [event for event in map(json.loads, payloads) if event["phase"] != "close"]
+    return [event for event in map(json.loads, payloads) if event["action"] != "producer"]
 
 
 def test_columns_are_proposed_by_their_values_and_by_their_names(home, table, tmp_path):

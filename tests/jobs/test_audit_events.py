@@ -39,7 +39,7 @@ def events(home: Settings) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         payloads = connection.scalars(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id)).all()
     engine.dispose()
-    return [event for event in map(json.loads, payloads) if event["phase"] != "close"]
+    return [event for event in map(json.loads, payloads) if event["action"] != "producer"]
 
 
 def steps(home: Settings) -> list[tuple[str, str]]:

@@ -89,8 +89,7 @@ def events(home: Settings) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         payloads = connection.execute(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id)).scalars().all()
     engine.dispose()
-    operations = (event for event in map(json.loads, payloads) if event["action"] != "policy.load")
-    return [event for event in operations if event["phase"] != "close"]
+    return [event for event in map(json.loads, payloads) if event["action"] not in ("producer", "policy.load")]
 
 
 def protect(home: Settings, table: str, tmp_path: Path, **columns: str) -> str:

@@ -105,8 +105,7 @@ def events(home: Settings, action: str | None = None) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         payloads = connection.execute(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id)).scalars().all()
     engine.dispose()
-    operations = (event for event in map(json.loads, payloads) if event["action"] != "policy.load")
-    found = [event for event in operations if event["phase"] != "close"]
+    found = [event for event in map(json.loads, payloads) if event["action"] not in ("producer", "policy.load")]
     return [event for event in found if event["action"] == action] if action else found
 
 

@@ -54,7 +54,7 @@ def keys(settings):
 def events(settings: Settings) -> list[dict]:
     with connect(settings).connect() as connection:
         rows = connection.execute(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id))
-        return [event for (payload,) in rows if (event := json.loads(payload))["phase"] != "close"]
+        return [event for (payload,) in rows if (event := json.loads(payload))["action"] != "producer"]
 
 
 def last(settings: Settings) -> list[tuple[str, str]]:

@@ -80,6 +80,7 @@ def events(engine: sql.Engine) -> list[tuple[str, str, str, str]]:
     return [
         (event["action"], event["phase"], event["details"].get("status"), event["digests"].get("model"))
         for event in found
+        if event["action"] != "producer"
     ]
 
 

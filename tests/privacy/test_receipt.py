@@ -497,10 +497,14 @@ def test_a_file_that_contradicts_its_own_event_is_refused(home: Settings, engine
         assert caught.value.place == f"release file.{next(iter(change))}"
 
 
-def test_an_event_of_an_older_version_makes_no_receipt(home: Settings, engine: sql.Engine, signer: Signer) -> None:
+def test_an_event_that_does_not_say_enough_makes_no_receipt(home: Settings, engine: sql.Engine, signer: Signer) -> None:
     release(home)
     receipt = sealed_receipt(home, engine, signer)
     leaf = json.loads(receipt["evidence"]["leaves"][0]["leaf"])
+    claims = claims_of({"draw": leaf})
+    assert claims_of({"draw": leaf | {"schema": "lepton.audit.event/1"}}) == claims
+    with pytest.raises(ReceiptInvalid, match="not that of a successful release"):
+        claims_of({"draw": leaf | {"schema": "lepton.audit.event/3"}})
     del leaf["details"]["budget_epsilon"]
     with pytest.raises(ReceiptInvalid, match="do not say 'budget_epsilon'"):
         claims_of({"draw": leaf})
