@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from lepton_airflow.cli.console import HomeOption, console, errors
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One event a line, as it is in the log.")]
+#: Columns of an event that are named in a table; JSON has all.
+_COLUMNS = 5
 
 
 def search(
@@ -128,9 +130,14 @@ def _print(events: Iterable[dict[str, Any]], *, as_json: bool) -> None:
         for event in events:
             typer.echo(json.dumps(event))
         return
-    table = Table("time", "action", "phase", "who", "dataset", "columns", "purpose", "run")
+    whole, folded = Column("time (UTC)", no_wrap=True), Column("run", overflow="fold", ratio=2)
+    table = Table(whole, "action", "phase", "who", Column("what", overflow="fold", ratio=3), folded)
+    before = ""
     for event in events:
-        table.add_row(*(Text(cell) for cell in _row(event)))
+        run = event["run_key"]
+        # A run's events mostly stand together, and its key is long: it is said once.
+        table.add_row(*map(Text, (*_row(event), "" if run == before else run)))
+        before = run
     if table.row_count:
         console.print(table)
     else:
@@ -139,7 +146,10 @@ def _print(events: Iterable[dict[str, Any]], *, as_json: bool) -> None:
 
 def _row(event: dict[str, Any]) -> tuple[str, ...]:
     actor = event["actor"]
+    time = event["time"][: len("0000-00-00T00:00:00")].replace("T", " ")
     who = actor["principal"] + (f" for {actor['on_behalf_of']}" if actor["on_behalf_of"] else "")
-    columns = ", ".join(event["columns"])
-    cells = (event["time"], event["action"], event["phase"], who, event["dataset"], columns, event["purpose"])
-    return (*(cell or "" for cell in cells), event["run_key"])
+    named, more = event["columns"][:_COLUMNS], len(event["columns"]) - _COLUMNS
+    columns = ", ".join(named) + (f" and {more} more" if more > 0 else "")
+    purpose = event["purpose"]
+    what = (event["dataset"], f"({columns})" if columns else None, f"for {purpose}" if purpose else None)
+    return time, event["action"], event["phase"], who, " ".join(filter(None, what))

@@ -12,6 +12,8 @@ import sqlalchemy as sql
 from typer.testing import CliRunner, Result
 
 from lepton_airflow.audit.checkpoint import generate_signer
+from lepton_airflow.audit.event import Actor, Event
+from lepton_airflow.audit.log import AuditLog
 from lepton_airflow.cli.audit import app
 from lepton_airflow.errors import AuditTampered, ConfigurationError, KeyUnavailable, SpecError, UnreadableSource
 from lepton_airflow.settings import Settings
@@ -28,9 +30,9 @@ def log_home(tmp_path: Path, sqlite_engine: sql.Engine, write: Any) -> Path:
     return tmp_path
 
 
-def lepton_audit(command: str, home: Path, *arguments: str | Path) -> Result:
+def lepton_audit(command: str, home: Path, *arguments: str | Path, width: int = 200) -> Result:
     given = [command, *(str(argument) for argument in arguments), "--home", str(home)]
-    return CliRunner().invoke(app, given, env={"COLUMNS": "200"})
+    return CliRunner().invoke(app, given, env={"COLUMNS": str(width)})
 
 
 def test_a_good_log_is_ok_with_its_root_and_signer(log_home: Path) -> None:
@@ -136,11 +138,31 @@ def test_events_are_searched_and_the_last_are_shown(log_home: Path) -> None:
     found = lepton_audit("search", log_home, "--dataset", "clinic", "--limit", "2", "--json")
     assert [json.loads(line)["counts"] for line in found.stdout.splitlines()] == [{"rows": 18}, {"rows": 17}]
     shown = lepton_audit("search", log_home, "--principal", "tester", "--action", "encrypt")
-    assert shown.stdout.count("dag/task/run/0") == 18
+    assert shown.stdout.count("encrypt") == 18
+    assert shown.stdout.count("dag/task/run/0") == 1, "said once for all"
     assert "no such events" in lepton_audit("search", log_home, "--dataset", "other").stderr
     last = lepton_audit("tail", log_home, "-n", "2", "--json")
     assert [json.loads(line)["phase"] for line in last.stdout.splitlines()] == ["note", "close"]
     assert "close" in lepton_audit("tail", log_home).stdout
+
+
+@pytest.mark.parametrize("width", [90, 200])
+def test_when_and_in_which_run_is_shown_whole(log_home: Path, width: int) -> None:
+    event = json.loads(lepton_audit("tail", log_home, "-n", "1", "--json").stdout)
+    table = lepton_audit("tail", log_home, "-n", "1", width=width).stdout
+    rows = [[cell.strip() for cell in line.split("│")] for line in table.splitlines() if "│" in line]
+    assert rows[0][1] == event["time"][:19].replace("T", " ")
+    assert "".join(row[-2] for row in rows) == event["run_key"]
+
+
+def test_of_many_columns_some_are_named_and_the_others_counted(log_home: Path, sqlite_engine: sql.Engine) -> None:
+    log = AuditLog(sqlite_engine, actor=Actor(principal="ann", host="here"), run_key="r")
+    for count in (5, 6, 30):
+        columns = tuple(f"c{number}" for number in range(count))
+        log.append(Event(action="train", phase="note", dataset="clinic", columns=columns, purpose="model"))
+    shown = lepton_audit("search", log_home, "--action", "train", width=300).stdout
+    for rest in ("", " and 1 more", " and 25 more"):
+        assert f"clinic (c0, c1, c2, c3, c4{rest}) for model" in shown
 
 
 def test_archived_events_leave_their_hashes_and_verify_where_they_went(log_home: Path, tmp_path: Path) -> None:
