@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import lepton_airflow
 from lepton_airflow.audit.checkpoint import Checkpoint, Signer, Verifier, generate_signer
 from lepton_airflow.errors import (
     AuditTampered,
@@ -140,3 +141,12 @@ def test_a_name_that_a_note_cannot_hold_is_refused(tmp_path: Path, name: str) ->
     with pytest.raises(ConfigurationError):
         generate_signer(tmp_path / "key", name=name)
     assert not (tmp_path / "key").exists()
+
+
+def test_only_what_makes_seals_or_archives_takes_the_sealers_private_key() -> None:
+    """Writers lack it: no job, guard or spark program asks where it is."""
+    package = Path(lepton_airflow.__path__[0])
+    files = [*package.rglob("*.py"), *(package.parent / "spark_jobs").rglob("*.py")]
+    takers = {file.relative_to(package.parent).as_posix() for file in files if "checkpoint_signer" in file.read_text()}
+    made_or_used = {"cli/home.py", "cli/audit.py", "cli/audit_archive.py", "operators/audit.py"}
+    assert takers == {f"lepton_airflow/{file}" for file in {*made_or_used, "settings.py"}}
