@@ -704,18 +704,20 @@ def test_what_is_lost_or_changed_of_a_log_of_the_first_schema_shows(
 
 
 @pytest.mark.parametrize(
-    ("number", "phase"), [(0, "note"), (2, "open")], ids=["the first does not open", "a later one opens"]
+    ("number", "action", "phase"),
+    [(0, "producer", "note"), (0, "encrypt", "open"), (2, "producer", "open")],
+    ids=["the first does not open", "the first opens something else", "a later one opens"],
 )
 def test_a_producer_must_open_with_its_first_event_and_with_no_other(
-    engine: sql.Engine, signer: Signer, number: int, phase: Any
+    engine: sql.Engine, signer: Signer, number: int, action: str, phase: Any
 ) -> None:
     encoder = LeafEncoder(actor=ACTOR, run_key="run", producer=PRODUCER)
     rows: list[dict[str, Any]] = []
     for sequence in range(4):
-        right = Event(action="producer", phase="open") if sequence == 0 else Event(action="producer", phase="note")
+        right = Event(action="producer", phase="note" if sequence else "open")
         event_id = event_id_of(PRODUCER, sequence)
         payload = encoder.encode(
-            Event(action="producer", phase=phase) if sequence == number else right,
+            Event(action=action, phase=phase) if sequence == number else right,
             event_id=event_id,
             sequence=sequence,
             previous=rows[-1]["leaf_hash"] if rows else None,
