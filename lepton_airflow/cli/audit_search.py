@@ -130,8 +130,14 @@ def _print(events: Iterable[dict[str, Any]], *, as_json: bool) -> None:
         for event in events:
             typer.echo(json.dumps(event))
         return
-    whole, folded = Column("time (UTC)", no_wrap=True), Column("run", overflow="fold", ratio=2)
-    table = Table(whole, "action", "phase", "who", Column("what", overflow="fold", ratio=3), folded)
+    table = Table(
+        Column("time (UTC)", no_wrap=True),
+        "action",
+        "phase",
+        "who",
+        Column("what", overflow="fold", ratio=3),
+        Column("run", overflow="fold", ratio=2),
+    )
     before = ""
     for event in events:
         run = event["run_key"]
