@@ -41,7 +41,7 @@ PART := $(LOCK) --constraint requirements/all.txt
 lock:
 	$(LOCK) pyproject.toml --all-extras --group dev --upgrade -o requirements/all.txt
 	$(PART) pyproject.toml --extra airflow --extra postgres -o requirements/airflow.txt
-	$(PART) pyproject.toml --extra spark --extra privacy --extra tensorflow --extra postgres -o requirements/spark.txt
+	$(PART) pyproject.toml --extra spark --extra privacy --extra tensorflow --extra postgres --extra storage -o requirements/spark.txt
 	printf '%s\n' hatchling setuptools wheel | $(PART) - -o requirements/build.txt
 	printf '%s\n' matplotlib pyarrow scikit-learn | $(PART) - -o requirements/demo.txt
 

@@ -168,6 +168,20 @@ class RegistryError(LeptonError):
     """The registry does not know the model, or its rules forbid the step."""
 
 
+class NodeUnavailable(LeptonError):
+    """A storage node cannot be reached, is full or is not prepared; a retry may help."""
+
+    final = False
+
+
+class ShardsLost(LeptonError):
+    """Too few intact shards are left to read a stored dataset."""
+
+
+class StorageError(LeptonError):
+    """There is no such stored dataset or version, or its bookkeeping forbids the step."""
+
+
 class JobFailed(LeptonError):
     """The job failed for a reason that this package does not know; a retry may help."""
 

@@ -27,6 +27,7 @@ def get_provider_info() -> dict[str, Any]:
                     "lepton_airflow.operators.publish",
                     "lepton_airflow.operators.retrain",
                     "lepton_airflow.operators.gate",
+                    "lepton_airflow.operators.storage",
                     "lepton_airflow.operators.audit",
                 ],
             }

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from lepton_airflow.errors import ConfigurationError
 
@@ -22,7 +22,10 @@ SETTINGS_FILE = "lepton.yaml"
 DATABASE_PASSWORD_VARIABLE = "LEPTON_AUDIT_DATABASE_PASSWORD"  # noqa: S105 - the name of a variable, not a password
 
 
-_NOT_IN_THE_ENVIRONMENT = ("home", "checkpoint_exports", "witnesses", "witness_places")
+_NOT_IN_THE_ENVIRONMENT = ("home", "checkpoint_exports", "storage_nodes", "witnesses", "witness_places")
+
+
+NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class Settings(BaseModel):
@@ -51,6 +54,8 @@ class Settings(BaseModel):
     :param checkpoint_verifier: the sealer's public key
     :param checkpoint_exports: places outside the database to which every signed checkpoint is copied: folders, URLs of fsspec
         file systems (``s3://bucket/audit``), or a second database (``postgresql://...``, ``sqlite:///...``)
+    :param storage_nodes: name -> place of each storage node: folders, or URLs of file systems that pyarrow opens
+        (``s3://bucket/shards``)
     :param witnesses: public keys of witnesses (``lepton audit witness keygen`` prints them)
     :param witness_quorum: so many of them must have cosigned the latest checkpoint, or it does not verify
     :param witness_places: where witnesses leave cosigned checkpoints, if not in ``checkpoint_exports``
@@ -76,6 +81,7 @@ class Settings(BaseModel):
     checkpoint_signer: Path = Path("sealer/checkpoint.key")
     checkpoint_verifier: Path = Path("checkpoint.pub")
     checkpoint_exports: tuple[Path | str, ...] = (Path("checkpoints"),)
+    storage_nodes: dict[NodeName, Path | str] = {}
     witnesses: tuple[str, ...] = ()
     witness_quorum: int = Field(default=0, ge=0)
     witness_places: tuple[Path | str, ...] = ()
@@ -92,6 +98,8 @@ class Settings(BaseModel):
         for name in ("checkpoint_exports", "witness_places"):
             places = (_under(home, place) for place in getattr(self, name))
             object.__setattr__(self, name, tuple(places))
+        nodes = {name: _under(home, place) for name, place in self.storage_nodes.items()}
+        object.__setattr__(self, "storage_nodes", nodes)
         object.__setattr__(self, "audit_database", _under_sqlite(home, self.audit_database))
 
     @property

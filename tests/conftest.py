@@ -71,7 +71,7 @@ roles:
 grants:
   - id: tests
     role: everyone
-    actions: [encrypt, decrypt, release, train, evaluate, promote, rotate, verify]
+    actions: [encrypt, decrypt, release, train, evaluate, promote, rotate, store, restore, repair, verify]
     datasets: ["*"]
     columns: ["*"]
     purposes: [test]

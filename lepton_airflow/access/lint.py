@@ -48,7 +48,7 @@ Kind = Literal[
     "unused-role",
 ]
 #: What a job needs the keyset for. A release or a training that has to decrypt asks for `decrypt` besides.
-_NEED_KEYS = frozenset({"encrypt", "decrypt", "rotate"})
+_NEED_KEYS = frozenset({"encrypt", "decrypt", "rotate", "store", "restore"})
 _PATTERNS = ("datasets", "columns", "purposes")
 
 
@@ -307,7 +307,7 @@ def _keys(policy: Policy, keysets: Sequence[SealedKeyset]) -> Iterator[Finding]:
                 remedy = f"Run `lepton keys grant {keyset.name} --recipient {missing[0]}`, or grant less."
                 yield Finding(grant.id, "error" if none else "warning", "grant-without-key", text, remedy)
         for holder in sorted(keyset.holders - granted):
-            text = f"It is sealed to {holder}, to whom no grant gives anything to encrypt, decrypt or rotate with it."
+            text = f"It is sealed to {holder}, to whom no grant gives anything to do with it."
             remedy = (
                 f"Run `lepton keys revoke {keyset.name} --recipient {holder}`, unless it keeps the keys for others."
             )

@@ -8,7 +8,20 @@ from typing import Literal, Protocol
 
 from lepton_airflow.errors import InvalidData
 
-Action = Literal["encrypt", "decrypt", "release", "approve", "train", "evaluate", "promote", "rotate", "verify"]
+Action = Literal[
+    "encrypt",
+    "decrypt",
+    "release",
+    "approve",
+    "train",
+    "evaluate",
+    "promote",
+    "rotate",
+    "store",
+    "restore",
+    "repair",
+    "verify",
+]
 
 #: What stands for the dataset as a whole where a column would: in a rule's columns, and in a request's.
 WHOLE_DATASET = "*"

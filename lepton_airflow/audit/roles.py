@@ -24,6 +24,7 @@ _WRITER = {
     "lepton_mechanism": "SELECT, INSERT, UPDATE, DELETE",
     "lepton_key_usage": "SELECT, INSERT, UPDATE",
     "lepton_model": "SELECT, INSERT, UPDATE",
+    "lepton_stored_dataset": "SELECT, INSERT, UPDATE",
     # A model's history only grows.
     "lepton_model_change": "SELECT, INSERT",
     "lepton_schema_version": "SELECT",

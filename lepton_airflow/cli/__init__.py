@@ -7,7 +7,7 @@ import sys
 import typer
 
 from lepton_airflow import __version__
-from lepton_airflow.cli import access, audit, budget, keys, lineage, model, release_review
+from lepton_airflow.cli import access, audit, budget, keys, lineage, model, release_review, storage
 from lepton_airflow.cli.console import errors
 from lepton_airflow.cli.home import init
 from lepton_airflow.cli.jobs import run
@@ -30,6 +30,7 @@ app.add_typer(budget.app, name="budget", help="Privacy budgets and what is left 
 app.add_typer(lineage.app, name="lineage", help="Where data came from and where it went.")
 app.add_typer(model.app, name="model", help="Models: which is the champion, and whether a folder holds it.")
 app.add_typer(release_review.app, name="release", help="Releases: from a plan to a receipt.")
+app.add_typer(storage.app, name="storage", help="Storage nodes, and the datasets in shards on them.")
 
 
 @app.command()

@@ -37,7 +37,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 @app.command()
 def check(
     principal: Annotated[str, typer.Option("--as", help="The identity that asks.")],
-    action: Annotated[str, typer.Option(help="encrypt, decrypt, release, approve, train, evaluate, rotate or verify.")],
+    action: Annotated[str, typer.Option(help="encrypt, decrypt, release, train, rotate, store, restore, verify ...")],
     purpose: Annotated[str, typer.Option(help="What for.")],
     column: Annotated[
         list[str] | None,

@@ -29,9 +29,10 @@ COMMIT_FILE = "_lepton_commit.json"
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: the number of rows, and what else is worth telling: small, JSON, free of data values."""
+    """What was written: the number of rows, None if nobody counted them, and what else is worth telling: small, JSON, free of
+    data values."""
 
-    rows: int
+    rows: int | None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -41,7 +42,7 @@ class Commit:
 
     run_key: str
     spec_digest: str
-    rows: int
+    rows: int | None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -308,7 +308,7 @@ def write_once(
 
 def _record(operation: Operation, written: Written) -> None:
     """Rows, the road, and what was counted, in all columns together."""
-    counts = {"rows": written.rows}
+    counts = {} if written.rows is None else {"rows": written.rows}
     details: dict[str, Detail] = {}
     for name, value in written.details.items():
         if isinstance(value, dict):

@@ -45,9 +45,12 @@ JOBS: Mapping[str, str] = {
     "encrypt_columns": "EncryptColumnsSpec",
     "gate_model": "GateModelSpec",
     "release_aggregates": "ReleaseAggregatesSpec",
+    "repair_storage": "RepairStorageSpec",
+    "restore_dataset": "RestoreDatasetSpec",
     "retrain_model": "RetrainModelSpec",
     "rotate_keys": "RotateKeysSpec",
     "score_model": "ScoreModelSpec",
+    "store_dataset": "StoreDatasetSpec",
     "verify_audit": "VerifyAuditSpec",
 }
 

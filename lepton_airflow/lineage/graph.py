@@ -20,7 +20,7 @@ Direction = Literal["up", "down", "both"]
 #: The actions that move data, as events name them.
 #: What is asked of an event; what is none is for verification to say.
 _FIELDS = {"action", "phase", "event_id", "intent", "run_key", "dataset", "details", "counts", "columns", "time"}
-ACTIONS = ("decrypt", "encrypt", "release", "rotate", "train")
+ACTIONS = ("decrypt", "encrypt", "release", "restore", "rotate", "store", "train")
 
 
 @dataclass(kw_only=True)
@@ -135,10 +135,11 @@ def _add(
         # The authorisation of another dataset's budget, or an event of an older version.
         return
     dataset = intent["dataset"]
-    source = str(details["source"]) if action == "encrypt" and "source" in details else dataset
-    target = dataset if action in ("encrypt", "rotate") else details.get("target")
     if action == "encrypt" and "source" not in details:
         return
+    source = str(details["source"]) if action == "encrypt" else _in_shards(dataset) if action == "restore" else dataset
+    written = {"encrypt": dataset, "rotate": dataset, "store": _in_shards(dataset)}
+    target = written.get(action, details.get("target"))
     key = (action, _task(run_key), source, target)
     step = steps.setdefault(key, Step(action=action, task=key[1], source=source, target=target))
     if step.run_key != run_key:
@@ -146,6 +147,11 @@ def _add(
     step.run_key, step.last = run_key, outcome["time"]
     step.columns = _columns(action, intent, opened.pop(run_key, set()))
     step.note = _note(action, intent)
+
+
+def _in_shards(dataset: str) -> str:
+    """What is on storage nodes is not the table that was stored: that can change or go."""
+    return f"{dataset} in shards"
 
 
 def _columns(action: str, intent: Mapping[str, Any], opened: set[str]) -> dict[str, str]:
@@ -166,6 +172,8 @@ def _columns(action: str, intent: Mapping[str, Any], opened: set[str]) -> dict[s
 
 def _note(action: str, intent: Mapping[str, Any]) -> str:
     details = intent["details"]
+    if action == "store":
+        return f"{details.get('data_shards')} of {details.get('nodes')} are enough"
     if action == "release":
         return f"epsilon {details.get('epsilon')} for each {details.get('privacy_unit')}"
     return f"keyset {details['keyset']}" if details.get("keyset") else ""

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lepton_airflow.lineage.model import Dataset, Flow, JobLineage
-from lepton_airflow.lineage.naming import place_of, place_of_path
+from lepton_airflow.lineage.naming import place_of, place_of_path, place_of_stored
 from lepton_airflow.lineage.observation import SeenTable, seen_keys, seen_table
 from lepton_airflow.lineage.releases import release
 
@@ -20,9 +20,12 @@ OPERATIONS: Mapping[str, str] = {
     "gate_model": "evaluate",
     "publish_release": "release",
     "release_aggregates": "release",
+    "repair_storage": "repair",
+    "restore_dataset": "restore",
     "retrain_model": "train",
     "rotate_keys": "rotate",
     "score_model": "evaluate",
+    "store_dataset": "store",
     "verify_audit": "verify",
 }
 _DESCRIPTIONS = {
@@ -249,6 +252,23 @@ def _evaluate(run: _Run) -> JobLineage:
     return JobLineage(inputs=(*tables, *models))
 
 
+def _store(run: _Run) -> JobLineage:
+    source = run.spec["source"]
+    stored = Dataset(place=place_of_stored(str(source["name"])), label=str(source["name"]))
+    return JobLineage(inputs=(Dataset(place=place_of(source), label=str(source["name"])),), outputs=(stored,))
+
+
+def _restore(run: _Run) -> JobLineage:
+    target = run.spec["target"]
+    stored = Dataset(place=place_of_stored(str(run.spec["dataset"])), label=str(run.spec["dataset"]))
+    return JobLineage(inputs=(stored,), outputs=(Dataset(place=place_of(target), label=str(target["name"])),))
+
+
+def _repair(run: _Run) -> JobLineage:
+    dataset = str(run.spec["dataset"])
+    return JobLineage(inputs=(Dataset(place=place_of_stored(dataset), label=dataset),))
+
+
 _LINEAGES: Mapping[str, Callable[[_Run], JobLineage]] = {
     "decrypt_columns": _decrypt,
     "encrypt_columns": _encrypt,
@@ -256,9 +276,12 @@ _LINEAGES: Mapping[str, Callable[[_Run], JobLineage]] = {
     "issue_receipt": _receipt,
     "publish_release": _release,
     "release_aggregates": _release,
+    "repair_storage": _repair,
+    "restore_dataset": _restore,
     "retrain_model": _train,
     "rotate_keys": _rotate,
     "score_model": _evaluate,
+    "store_dataset": _store,
 }
 
 

@@ -7,6 +7,7 @@ A name says where data is, so that it meets the name that other tools give to th
     hdfs://names:8020/visits        hdfs://names:8020           /visits
     table sales.visits              spark_catalog               sales.visits
     jdbc:postgresql://db/clinic     postgres://db:5432          clinic.public.visits
+    stored as clinic.visits         lepton-storage              clinic.visits
 
 Specs say no more than this: a path without a file system counts as local, though Spark looks for it in its default file system,
 so on a cluster give whole URIs. A table of Spark's catalogue is named by its catalogue, for only Spark knows where that keeps it.
@@ -84,6 +85,11 @@ def place_of_path(path: str) -> Place:
         return Place(f"file://{authority}" if authority else "file", "/" + inside.lstrip("/"))
     name = inside.lstrip("/") if scheme in _KEYED else "/" + inside.lstrip("/")
     return Place(f"{scheme}://{authority}", name or "/")
+
+
+def place_of_stored(dataset: str) -> Place:
+    """The identity of a dataset that is stored in shards: it is on several nodes, and on none of them as a whole."""
+    return Place("lepton-storage", dataset)
 
 
 def _in_catalogue(table: str) -> Place:

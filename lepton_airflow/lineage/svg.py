@@ -31,6 +31,8 @@ _COLOURS: Mapping[str, tuple[str, str]] = {
     "rotate": ("#dcfce7", "#15803d"),
     "decrypt": ("#fee2e2", "#b91c1c"),
     "release": ("#dbeafe", "#1d4ed8"),
+    "store": ("#f1f5f9", "#475569"),
+    "restore": ("#f1f5f9", "#475569"),
     "train": ("#ede9fe", "#6d28d9"),
 }
 

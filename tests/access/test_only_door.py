@@ -32,6 +32,9 @@ ACTIONS_OF = {
     f"{PACKAGE}.encryption.roads.Rotate": {"rotate"},
     f"{PACKAGE}.encryption.dataframe.protect": {"encrypt"},
     f"{PACKAGE}.encryption.roads.Protect": {"encrypt"},
+    f"{PACKAGE}.storage.storing.store": {"store"},
+    f"{PACKAGE}.storage.restoring.restore": {"restore"},
+    f"{PACKAGE}.storage.repairing.check": {"repair"},
 }
 #: Whatever they are called on. Spark's `read` and `write` are properties; files' and stores' are called.
 PROPERTIES = frozenset({"read", "readStream", "write", "writeStream"})
@@ -73,6 +76,10 @@ DOORS = frozenset(
         "models.evaluation.evaluate",
         "models.retraining.retrain",
         "privacy.release_file.write_release_file",
+        "storage.repairing.check",
+        "storage.restoring.restore",
+        "storage.storing.remove",
+        "storage.storing.store",
     )
 )
 
@@ -438,9 +445,12 @@ def test_an_engine_that_begins_to_read_is_noticed_where_it_is_used() -> None:
         "gate_model",
         "publish_release",
         "release_aggregates",
+        "repair_storage",
+        "restore_dataset",
         "retrain_model",
         "rotate_keys",
         "score_model",
+        "store_dataset",
     ],
 )
 def test_a_job_that_loses_its_guard_is_found(job: str) -> None:

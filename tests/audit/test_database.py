@@ -37,6 +37,7 @@ from lepton_airflow.errors import AuditTampered, AuditUnavailable, Configuration
 from lepton_airflow.keys.usage import reserve_usage, usage, usage_table
 from lepton_airflow.models.registry import ModelRegistry, model_table
 from lepton_airflow.settings import Settings
+from lepton_airflow.storage.catalogue import Catalogue, stored_table
 
 
 def test_the_migrations_make_the_tables_that_the_code_uses(engine: sql.Engine) -> None:
@@ -119,6 +120,7 @@ def test_a_log_of_every_older_schema_is_migrated_and_goes_on(
     assert usage(engine, "clinic") == ({7: 100} if "usage" in beside else {})
     champion = ModelRegistry(engine).champion("diagnosis")
     assert (champion is not None and champion.metrics == {"clean": 0.9}) == ("model" in beside)
+    assert len(Catalogue(engine).entries("visits", "stored")) == ("stored" in beside)
     run = get(engine, "dag/task/run/0")
     assert run is not None
     assert (run.status, run.payload) == ("success", {"rows": 4})
@@ -127,7 +129,12 @@ def test_a_log_of_every_older_schema_is_migrated_and_goes_on(
 
 def fill_beside_the_log(engine: sql.Engine, signer: Signer) -> set[str]:
     """A row in each table that is not the log itself, as far as the schema has it: what was filled."""
-    tables = {"archive": archive_table.name, "model": model_table.name, "usage": usage_table.name}
+    tables = {
+        "archive": archive_table.name,
+        "model": model_table.name,
+        "stored": stored_table.name,
+        "usage": usage_table.name,
+    }
     with engine.connect() as connection:
         there = {what for what, table in tables.items() if sql.inspect(connection).has_table(table)}
     put(engine, "dag/task/run/0", job="encrypt_columns", spec_digest="d", status="success", payload={"rows": 4})
@@ -141,6 +148,9 @@ def fill_beside_the_log(engine: sql.Engine, signer: Signer) -> set[str]:
             )
             connection.execute(archive_table.insert().values(first=0, stop=2, note=archived.sign(signer)))
             connection.execute(leaf_table.update().where(leaf_table.c.tree_index < 2).values(payload=""))
+        if "stored" in there:
+            texts = ("dataset", "version", "run_key", "spec_digest", "begun_at", "manifest")
+            connection.execute(stored_table.insert().values(dict.fromkeys(texts, "visits") | {"status": "stored"}))
         if "model" in there:
             texts = ("model", "sha256", "run_key", "card_sha256", "dataset", "dataset_digest", "registered_at")
             row = dict.fromkeys(texts, "diagnosis") | {"status": "champion", "metrics": '{"clean":0.9}'}

@@ -75,6 +75,9 @@ def clinic(home: Settings) -> Settings:
         ("decrypt", "clinic.visits", ["measure_2"], {}),
     )
     record(home, "spark-submit/1", ("decrypt", "clinic.visits", ["email"], {"target": "clinic.letters"}))
+    shards = {"nodes": "a b c d e", "data_shards": "3", "parity_shards": "2"}
+    record(home, "pipeline/store/monday/-1", ("store", "clinic.visits", [], shards))
+    record(home, "spark-submit/3", ("restore", "clinic.visits", [], {"target": "/data/recovered"}))
     record(home, "spark-submit/2", ("decrypt", "clinic.visits", ["email"], {"target": "clinic.leak"}), fails=True)
     return home
 
@@ -103,7 +106,8 @@ def test_both_directions_with_protections_and_costs(show: Callable[..., Result])
     assert "patient_id: privacy unit" in lines
     assert "site: as it is" in lines
     assert "email: in clear" in lines
-    assert {"clinic.letters", "/models/<diagnosis>"} <= set(lines)
+    assert {"clinic.letters", "/models/<diagnosis>", "clinic.visits in shards", "/data/recovered"} <= set(lines)
+    assert "3 of a b c d e are enough" in shown.stdout
 
 
 def test_what_failed_moved_no_data(show: Callable[..., Result]) -> None:

@@ -17,6 +17,7 @@ from lepton_airflow.jobs.runner import JOBS
 from lepton_airflow.lineage import facets
 from lepton_airflow.lineage.jobs import OPERATIONS, job_lineage
 from lepton_airflow.lineage.model import JobLineage
+from lepton_airflow.lineage.naming import Place, place_of
 
 RAW = {"name": "clinic.visits_raw", "path": "/raw"}
 VISITS = {"name": "clinic.visits", "path": "s3a://clinic/visits"}
@@ -79,10 +80,13 @@ SPECS: dict[str, dict[str, Any]] = {
         "minimum_robust_accuracy": 0.6,
         "purpose": "model",
     },
+    "store_dataset": {"source": VISITS, "keyset": "clinic", "parity_shards": 2, "purpose": "archive"},
+    "restore_dataset": {"dataset": "clinic.visits", "target": RAW, "purpose": "recovery"},
+    "repair_storage": {"dataset": "clinic.visits", "purpose": "archive"},
     "verify_audit": {"purpose": "nightly"},
 }
 #: What comes of these is no dataset.
-WRITE_NOTHING = ("gate_model", "score_model", "verify_audit")
+WRITE_NOTHING = ("gate_model", "repair_storage", "score_model", "verify_audit")
 
 
 def as_event(lineage: JobLineage) -> dict[str, Any]:
@@ -127,6 +131,15 @@ def test_every_job_is_told_as_the_specification_says(job: str, observed: Any, sp
 def test_every_job_of_the_runner_has_an_operation() -> None:
     # Publishing is no job of its own: it goes on from a release.
     assert OPERATIONS.keys() - {"publish_release"} == JOBS.keys() == SPECS.keys()
+
+
+def test_what_is_stored_is_what_is_restored_and_repaired() -> None:
+    stored = job_lineage("store_dataset", SPECS["store_dataset"])
+    restored = job_lineage("restore_dataset", SPECS["restore_dataset"])
+    assert [one.place for one in stored.inputs] == [place_of(VISITS)]
+    assert [one.place for one in stored.outputs] == [Place("lepton-storage", "clinic.visits")]
+    assert restored.inputs == stored.outputs == job_lineage("repair_storage", SPECS["repair_storage"]).inputs
+    assert [one.place for one in restored.outputs] == [place_of(RAW)]
 
 
 OUTPUT = ("outputs", 0)

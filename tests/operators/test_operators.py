@@ -19,6 +19,7 @@ from lepton_airflow.operators.publish import PublishReleaseOperator
 from lepton_airflow.operators.release import ReleaseAggregatesOperator
 from lepton_airflow.operators.retrain import RetrainModelOperator
 from lepton_airflow.operators.rotate import RotateKeysOperator
+from lepton_airflow.operators.storage import RepairStorageOperator, RestoreDatasetOperator, StoreDatasetOperator
 from lepton_airflow.provider_info import get_provider_info
 
 OPERATORS: list[type[LeptonOperator]] = [
@@ -28,6 +29,9 @@ OPERATORS: list[type[LeptonOperator]] = [
     RetrainModelOperator,
     RobustnessGateOperator,
     RotateKeysOperator,
+    StoreDatasetOperator,
+    RestoreDatasetOperator,
+    RepairStorageOperator,
     VerifyAuditOperator,
 ]
 

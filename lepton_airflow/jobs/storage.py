@@ -1,0 +1,87 @@
+"""What the jobs of the storage share: the nodes of the settings, and the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lepton_airflow.errors import AuditUnavailable, ConfigurationError
+
+if TYPE_CHECKING:
+    from lepton_airflow.jobs.runner import Job
+    from lepton_airflow.settings import Settings
+    from lepton_airflow.storage.catalogue import Catalogue, Entry
+    from lepton_airflow.storage.manifest import Manifest
+    from lepton_airflow.storage.nodes import Node
+
+
+def storage_nodes(settings: Settings, names: tuple[str, ...] = ()) -> tuple[Node, ...]:
+    """The nodes of the settings, each in a place of its own and apart from the keys.
+
+    :param names: those that are wanted; none means all
+    :raises ConfigurationError: there is no such node; or a place is another one's too, or where keys are
+    """
+    from lepton_airflow.storage.nodes import nodes_of
+
+    _check_places(settings.storage_nodes, {"keyring": settings.keyring, "identities": settings.identities})
+    return nodes_of(settings.storage_nodes, names)
+
+
+def stored_manifest(job: Job, dataset: str, version: str, expected: str | None) -> Manifest:
+    """The manifest of a version, from a node that has it.
+
+    :param expected: its digest; the catalogue has that of every stored version
+    :raises LeptonError: as :func:`lepton_airflow.storage.manifest.read_manifest`
+    """
+    from lepton_airflow.storage.manifest import read_manifest
+
+    nodes = storage_nodes(job.settings)
+    return read_manifest(nodes, dataset=dataset, version=version, expected=expected or "")
+
+
+@contextmanager
+def taken_back_if_it_fails(job: Job, catalogue: Catalogue, entry: Entry) -> Iterator[None]:
+    """Remove a version if it does not become complete, and what nodes have of it."""
+    try:
+        yield
+    except BaseException:
+        # If the database is gone, the run's next try takes the version back.
+        with suppress(AuditUnavailable):
+            catalogue.remove([entry.version])
+            purge(job, catalogue, entry.dataset)
+        raise
+
+
+def purge(job: Job, catalogue: Catalogue, dataset: str) -> int:
+    """Delete what removed versions of a dataset still have on nodes; what a silent node keeps, the next job deletes.
+
+    :returns: how many versions are gone
+    """
+    from lepton_airflow.storage.storing import remove
+
+    nodes, gone = storage_nodes(job.settings), 0
+    for entry in catalogue.entries(dataset, "removed"):
+        if not remove(nodes, dataset, entry.version):
+            catalogue.purged(entry.version)
+            gone += 1
+    return gone
+
+
+def _check_places(places: Mapping[str, Path | str], keys: Mapping[str, Path]) -> None:
+    """What is lost together, or read together, is not two places."""
+    known = [(f"the {name}", str(place)) for name, place in keys.items()]
+    for name, place in places.items():
+        for other, there in known:
+            if _within(str(place), there) or _within(there, str(place)):
+                raise ConfigurationError(
+                    f"The place overlaps with that of {other}.",
+                    place=f"settings: storage_nodes: {name}",
+                    remedy="Give each node a place of its own, and keep keys apart from data.",
+                )
+        known.append((f"the node {name}", str(place)))
+
+
+def _within(inner: str, outer: str) -> bool:
+    return inner == outer or inner.startswith(outer.rstrip("/") + "/")

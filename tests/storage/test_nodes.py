@@ -1,0 +1,192 @@
+"""Nodes on folders and on an object store: what is there, what is not, and what is somebody else's."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lepton_airflow.errors import ConfigurationError, NodeUnavailable, TargetExists
+from lepton_airflow.jobs.storage import storage_nodes
+from lepton_airflow.settings import Settings
+from lepton_airflow.storage.manifest import Code
+from lepton_airflow.storage.nodes import MARKER, Node, nodes_of
+from lepton_airflow.storage.shards import ObjectShards, ShardReader, ShardWriter
+
+FolderOf = Callable[[Node], Path]
+
+
+def test_a_place_is_prepared_for_one_node(nodes: tuple[Node, ...], folder: FolderOf) -> None:
+    nodes[0].prepare()
+    nodes[0].check()
+    with pytest.raises(TargetExists, match="another node"):
+        Node("z", nodes[0].uri).prepare()
+    nodes[0].check()
+
+
+def test_where_the_mark_is_missing_there_is_no_node(nodes: tuple[Node, ...], folder: FolderOf) -> None:
+    """An empty mount point must not be written to."""
+    (folder(nodes[0]) / MARKER).unlink()
+    with pytest.raises(NodeUnavailable, match="lepton storage prepare a"):
+        nodes[0].check()
+    shutil.rmtree(folder(nodes[1]))
+    with pytest.raises(NodeUnavailable):
+        nodes[1].check()
+    assert not folder(nodes[1]).exists()
+
+
+def test_places_that_were_exchanged_are_noticed(nodes: tuple[Node, ...]) -> None:
+    exchanged = (Node("a", nodes[1].uri), Node("b", nodes[0].uri))
+    for node in exchanged:
+        with pytest.raises(NodeUnavailable, match="another node's"):
+            node.check()
+
+
+def test_a_file_is_there_in_full_or_not_at_all(nodes: tuple[Node, ...], folder: FolderOf) -> None:
+    node = nodes[0]
+    node.make_folder("d")
+    node.write("d/f", b"old")
+    writer = node.writer("d/f")
+    writer.write(b"new")
+    assert node.read("d/f") == b"old"
+    writer.commit()
+    writer.discard()
+    assert node.read("d/f") == b"new"
+    assert node.names("d") == ["f"]
+    with pytest.raises(NodeUnavailable):
+        node.write("nowhere/f", b"x")
+    assert not (folder(node) / "nowhere").exists()
+
+
+def test_what_is_not_there_is_none_and_deleting_it_is_no_error(nodes: tuple[Node, ...]) -> None:
+    node = nodes[0]
+    assert (node.read("d/f"), node.open("d/f"), node.names("d")) == (None, None, [])
+    node.delete_folder("d")
+
+
+def test_a_full_disk_is_a_node_that_cannot_be_written(tmp_path: Path) -> None:
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mounted)], capture_output=True)
+    if mount.returncode:
+        assert b"permission" in mount.stderr.lower() or b"superuser" in mount.stderr.lower(), mount.stderr
+        pytest.skip("mounting needs rights that this user has not")
+    try:
+        node = Node("small", mounted.as_uri())
+        node.prepare()
+        with pytest.raises(NodeUnavailable, match="OSError"):
+            node.write("f", bytes(1 << 20))
+        assert node.names("") == [MARKER]
+        node.check()
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
+
+
+def test_nodes_are_those_of_the_settings(storage: Settings) -> None:
+    assert [node.name for node in storage_nodes(storage)] == list("abcde")
+    assert [node.name for node in storage_nodes(storage, ("d", "a"))] == ["d", "a"]
+    with pytest.raises(ConfigurationError, match="Known: a, b"):
+        storage_nodes(storage, ("x",))
+    with pytest.raises(ConfigurationError, match="There are no storage nodes"):
+        nodes_of({})
+
+
+@pytest.mark.parametrize(
+    ("places", "named"),
+    [
+        ({"a": "keyring"}, "keyring"),
+        ({"a": "identities/below"}, "identities"),
+        ({"a": "."}, "keyring"),
+        ({"a": "x", "b": "x"}, "node a"),
+        ({"a": "x", "b": "x/y"}, "node a"),
+        ({"a": "s3://bucket/x", "b": "s3://bucket"}, "node a"),
+    ],
+)
+def test_nodes_are_apart_from_keys_and_from_each_other(home: Settings, places: dict[str, str], named: str) -> None:
+    fields = home.model_dump() | {"storage_nodes": places}
+    with pytest.raises(ConfigurationError, match=named):
+        storage_nodes(Settings(**fields))
+
+
+def test_neighbours_with_like_names_are_apart(home: Settings) -> None:
+    fields = home.model_dump() | {"storage_nodes": {"a": "node", "b": "node2", "c": "keyring2"}}
+    assert len(storage_nodes(Settings(**fields))) == 3
+
+
+def test_a_place_that_cannot_be_opened_is_a_mistake_in_the_settings() -> None:
+    with pytest.raises(ConfigurationError, match="storage_nodes: a"):
+        Node("a", "nothing://there/x").check()
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigurationError, match="storage_nodes: a") as caught:
+        nodes_of({"a": "s3://user:secret@bucket/x"})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def object_store() -> Iterator[str]:
+    """The URI of a bucket in a server of S3's interface (moto), a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        import boto3
+
+        who = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+        boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **who).create_bucket(Bucket="shards")
+        yield f"s3://shards/{{}}?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def test_shards_on_object_stores_and_a_folder_together(
+    object_store: str, nodes: tuple[Node, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}.items():
+        monkeypatch.setenv(name, value)
+    mixed = (Node("x", object_store.format("x")), nodes[0], Node("y", object_store.format("y")))
+    code, content = Code(2, 1, block_bytes=1000), bytes(range(256)) * 50
+    for node in mixed:
+        with pytest.raises(NodeUnavailable):
+            Node(f"{node.name}2", node.uri).check()
+        node.prepare()
+        node.check()
+        node.make_folder("d/v")
+    writer = ShardWriter(mixed, "d/v", "a" * 32, code)
+    writer.write(content)
+    stored = writer.finish()
+    writer.discard()
+    assert writer.missing == set()
+    for lost in range(3):
+        kept = [node if number != lost else None for number, node in enumerate(mixed)]
+        shards = ObjectShards(kept, "xay", "d/v", stored, code, "here")
+        reader = ShardReader(shards)
+        assert b"".join(iter(lambda: reader.read(999), b"")) == content  # noqa: B023
+        reader.close()
+        shards.close()
+    assert mixed[0].names("d/v") == ["a" * 32 + ".00"]
+    mixed[0].write("d/v/b", b"old")
+    mixed[0].write("d/v/b", b"new")
+    assert mixed[0].read("d/v/b") == b"new"
+    mixed[0].delete("d/v/b")
+    mixed[0].delete_folder("d/v")
+    assert (mixed[0].names("d/v"), mixed[0].open("d/v/" + "a" * 32 + ".00")) == ([], None)
+    mixed[0].check()
