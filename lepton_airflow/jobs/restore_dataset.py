@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from lepton_airflow.columnar.publish import Written
-from lepton_airflow.jobs.spec import JobSpec, TargetReference
-from lepton_airflow.jobs.storage import storage_nodes, stored_manifest
+from lepton_airflow.jobs.spec import JobSpec, TableReference, TargetReference
+from lepton_airflow.jobs.storage import storage_nodes, stored_manifest, tell_columns
 
 if TYPE_CHECKING:
     from lepton_airflow.jobs.runner import Job
@@ -65,6 +65,7 @@ def run(spec: RestoreDatasetSpec, job: Job) -> dict[str, Any]:
             keyset = job.keysets(manifest.keyset, {"AES256_GCM"})["AES256_GCM"]
             nodes = storage_nodes(job.settings)
             restored = restore(job.spark, manifest, uri_of(folder or ""), nodes=nodes, keyset=keyset)
+            tell_columns(job, TableReference(name=spec.target.name, format=spec.target.format, path=folder))
             conditions = {
                 f"shards_{one}": restored.conditions.get(one, 0) for one in ("damaged", "missing", "unreachable")
             }

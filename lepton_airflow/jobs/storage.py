@@ -7,10 +7,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lepton_airflow.errors import AuditUnavailable, ConfigurationError
+from lepton_airflow.errors import AuditUnavailable, ConfigurationError, KeyUnavailable, UnreadableSource
+from lepton_airflow.jobs.roads import Source
 
 if TYPE_CHECKING:
     from lepton_airflow.jobs.runner import Job
+    from lepton_airflow.jobs.spec import TableReference
     from lepton_airflow.settings import Settings
     from lepton_airflow.storage.catalogue import Catalogue, Entry
     from lepton_airflow.storage.manifest import Manifest
@@ -27,6 +29,12 @@ def storage_nodes(settings: Settings, names: tuple[str, ...] = ()) -> tuple[Node
 
     _check_places(settings.storage_nodes, {"keyring": settings.keyring, "identities": settings.identities})
     return nodes_of(settings.storage_nodes, names)
+
+
+def tell_columns(job: Job, reference: TableReference) -> None:
+    """Let the run's lineage name the columns, if the folder is a table that Spark opens; it need not be one."""
+    with suppress(UnreadableSource, KeyUnavailable):
+        Source(job, reference)
 
 
 def stored_manifest(job: Job, dataset: str, version: str, expected: str | None) -> Manifest:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from lepton_airflow.errors import SpecError
 from lepton_airflow.jobs.spec import JobSpec, TableReference
-from lepton_airflow.jobs.storage import purge, storage_nodes, taken_back_if_it_fails
+from lepton_airflow.jobs.storage import purge, storage_nodes, taken_back_if_it_fails, tell_columns
 from lepton_airflow.keys.usage import reserve_usage
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def run(spec: StoreDatasetSpec, job: Job) -> dict[str, Any]:
                     keyset=keyset,
                 )
                 summary = _summary(stored, warning)
+                tell_columns(job, spec.source)
                 job.require_audit()
                 catalogue.commit(entry.version, manifest=summary["manifest"], summary=summary)
         versions = [one.version for one in catalogue.entries(dataset, "stored")]

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lepton_airflow.lineage.model import Dataset, Flow, JobLineage
-from lepton_airflow.lineage.naming import place_of, place_of_path, place_of_stored
+from lepton_airflow.lineage.naming import Place, place_of, place_of_path, place_of_stored
 from lepton_airflow.lineage.observation import SeenTable, seen_keys, seen_table
 from lepton_airflow.lineage.releases import release
 
@@ -253,20 +253,46 @@ def _evaluate(run: _Run) -> JobLineage:
 
 
 def _store(run: _Run) -> JobLineage:
-    source = run.spec["source"]
-    stored = Dataset(place=place_of_stored(str(source["name"])), label=str(source["name"]))
-    return JobLineage(inputs=(Dataset(place=place_of(source), label=str(source["name"])),), outputs=(stored,))
+    source, seen = run.spec["source"], run.seen("source")
+    columns = [name for name, _ in seen.fields]
+    flows = _as_they_are(place_of(source), columns, masking=True, description="encrypted as a whole, in shards")
+    stored = Dataset(
+        place=place_of_stored(str(source["name"])),
+        label=str(source["name"]),
+        fields=seen.fields,
+        protections=dict.fromkeys(columns, "encrypted shards"),
+        flows=flows,
+    )
+    return JobLineage(inputs=(_read(run, "source", ()),), outputs=(stored,))
 
 
 def _restore(run: _Run) -> JobLineage:
-    target = run.spec["target"]
-    stored = Dataset(place=place_of_stored(str(run.spec["dataset"])), label=str(run.spec["dataset"]))
-    return JobLineage(inputs=(stored,), outputs=(Dataset(place=place_of(target), label=str(target["name"])),))
+    target, seen = run.spec["target"], run.seen("target")
+    stored = _stored(run)
+    columns = [name for name, _ in seen.fields]
+    flows = _as_they_are(stored.place, columns, masking=False, description="restored as it was stored")
+    protections = {**dict.fromkeys(columns, "none"), **seen.ciphers}
+    restored = Dataset(
+        place=place_of(target), label=str(target["name"]), fields=seen.fields, protections=protections, flows=flows
+    )
+    return JobLineage(inputs=(stored,), outputs=(restored,))
 
 
 def _repair(run: _Run) -> JobLineage:
+    return JobLineage(inputs=(_stored(run),))
+
+
+def _stored(run: _Run) -> Dataset:
     dataset = str(run.spec["dataset"])
-    return JobLineage(inputs=(Dataset(place=place_of_stored(dataset), label=dataset),))
+    return Dataset(place=place_of_stored(dataset), label=dataset)
+
+
+def _as_they_are(source: Place, columns: Sequence[str], *, masking: bool, description: str) -> tuple[Flow, ...]:
+    subtype = "TRANSFORMATION" if masking else "IDENTITY"
+    return tuple(
+        Flow(output=name, source=source, column=name, subtype=subtype, masking=masking, description=description)
+        for name in columns
+    )
 
 
 _LINEAGES: Mapping[str, Callable[[_Run], JobLineage]] = {

@@ -136,7 +136,7 @@ def test_the_picture_has_every_dataset_and_step(show: Callable[..., Result], tmp
     space = "{http://www.w3.org/2000/svg}"
     titles = [title.text or "" for title in root.iter(f"{space}title")]
     assert {"clinic.visits_raw", "clinic.visits", "clinic.letters", "/models/<diagnosis>"} <= set(titles)
-    assert len([path for path in root.iter(f"{space}path") if path.get("marker-end")]) == 8
+    assert len([path for path in root.iter(f"{space}path") if path.get("marker-end")]) == 12
     texts = {text.text for text in root.iter(f"{space}text")}
     assert {"patient_id: AES256_SIV", "and 3 more columns", "epsilon 0.5 for each patient_id"} <= texts
     boxes = [

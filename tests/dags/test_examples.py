@@ -15,6 +15,7 @@ import pytest
 from lepton_airflow.access.policy import Policy, Request
 from lepton_airflow.errors import AccessDenied
 from lepton_airflow.jobs.runner import run_job
+from lepton_airflow.jobs.storage import storage_nodes
 from lepton_airflow.keys.identity import Identity
 from lepton_airflow.keys.keyring import FileKeyring
 from lepton_airflow.settings import Settings, load_settings
@@ -135,6 +136,31 @@ def test_the_rotation_brings_the_visits_under_the_new_keys(
     summary = run("examples_rotate_keys.rotate_visits", job, spec, protected.settings["etl"], protected.data)
     assert summary["rotated"].keys() >= {*NAMES, "phone", "patient_id", "mean_radius"}
     assert set(summary["rotated"].values()) == {summary["rows"]}
+
+
+def test_only_etl_keeps_the_visits_in_shards_and_they_come_back(
+    spark: Any, protected: SimpleNamespace, tmp_path: Path, run: Callable[..., dict[str, Any]]
+) -> None:
+    places = {name: tmp_path / name for name in ("north", "south", "east", "west")}
+    settings = {
+        name: Settings(**one.model_dump() | {"storage_nodes": places}) for name, one in protected.settings.items()
+    }
+    for node in storage_nodes(settings["etl"]):
+        node.prepare()
+    for task in ("store_visits", "mend_shards", "recovery_drill"):
+        job, spec = job_of("examples_encrypted_storage", task, protected.data)
+        for name in protected.identities:
+            if name != "etl":
+                with pytest.raises(AccessDenied, match=f"{name} may not"):
+                    run_job(job, spec, settings=settings[name], run_key=f"{task} {name}")
+        if task != "store_visits":
+            shutil.rmtree(places["north"], ignore_errors=True)
+        run(f"examples_encrypted_storage.{task}", job, spec, settings["etl"], protected.data)
+    kept = protected.data / "protected" / "visits"
+    drilled = protected.data / "drill" / "visits"
+    names = sorted(file.name for file in kept.glob("*.parquet"))
+    assert names == sorted(file.name for file in drilled.glob("*.parquet"))
+    assert all((kept / name).read_bytes() == (drilled / name).read_bytes() for name in names)
 
 
 def test_to_rotate_is_not_to_read_and_science_never_learns_names(clinic: SimpleNamespace) -> None:
