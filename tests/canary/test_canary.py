@@ -20,11 +20,14 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from tink.proto import aes_gcm_hkdf_streaming_pb2, tink_pb2
 
+from lepton_airflow.audit.canonical import canonical_json
 from lepton_airflow.keys.cipher import Cipher
 from lepton_airflow.keys.identity import Identity
 from lepton_airflow.keys.keyring import FileKeyring
-from lepton_airflow.settings import Settings
+from lepton_airflow.settings import SETTINGS_FILE, Settings
+from lepton_airflow.storage.manifest import MANIFEST, Manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -32,14 +35,15 @@ HERE = Path(__file__).parent
 ROWS = 2_000
 #: Folders of the data: in the first no secret may be, in the second no key.
 PROTECTED = ("protected", "protected directly", "rotated", "rotated again", "sorted")
-DECRYPTED = ("decrypted", "decrypted directly")
+DECRYPTED = ("decrypted", "decrypted directly", "restored")
+NODES = ("node 1", "node 2", "node 3")
 
 Search = Callable[[Mapping[str, bytes], Mapping[str, bytes]], dict[str, list[str]]]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A home as `lepton init` makes it, for the identity ``tester``."""
+def home(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Settings:
+    """A home as `lepton init` makes it, for the identity ``tester``, and storage nodes."""
     from typer.testing import CliRunner
 
     from lepton_airflow.cli import app
@@ -55,13 +59,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
             {
                 "id": "tests",
                 "role": "everyone",
-                "actions": ["encrypt", "decrypt", "rotate", "train", "evaluate"],
+                "actions": ["encrypt", "decrypt", "rotate", "train", "evaluate", "store", "restore"],
                 "datasets": ["*"],
                 "columns": ["*"],
                 "purposes": ["test"],
             }
         ],
     }
+    file = folder / SETTINGS_FILE
+    nodes = {name.replace(" ", "-"): str(data / name) for name in NODES}
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "storage_nodes": nodes}))
+    result = CliRunner().invoke(app, ["storage", "prepare", "--home", str(folder)])
+    assert result.exit_code == 0, result.output
     settings = load_settings(folder)
     settings.policy.write_text(yaml.safe_dump(policy))
     return settings
@@ -122,13 +131,14 @@ def places(
             protected_tables=[data / name for name in PROTECTED],
             decrypted_tables=[data / name for name in DECRYPTED],
             models=[data / "models"],
+            storage_nodes=[data / name for name in NODES],
         ),
         "audit": audit,
     }
 
 
 @pytest.fixture(scope="module")
-def planted(places: dict[str, bytes], home: Settings, values: dict[str, bytes]) -> dict[str, bytes]:
+def planted(places: dict[str, bytes], home: Settings, data: Path, values: dict[str, bytes]) -> dict[str, bytes]:
     """Every secret by name: the values, the identity's private key and, now that the jobs are over, every key there was."""
     private = base64.b64decode(json.loads(home.identity_file.read_text())["private_key"])
     found = values | {"identity: ML-KEM-768 seed": private[:64], "identity: X25519 scalar": private[64:]}
@@ -140,7 +150,21 @@ def planted(places: dict[str, bytes], home: Settings, values: dict[str, bytes]) 
             material = keyset.material(key_id)
             for start in range(0, len(material), 32):
                 found[f"{cipher} key {number}, bytes {start} to {start + 31}"] = material[start : start + 32]
+    found["the key of the stored version"] = version_key(data / NODES[0], home, identity)
     return found
+
+
+def version_key(node: Path, home: Settings, identity: Identity) -> bytes:
+    """The key under which the shards' content is encrypted, opened with the keyset."""
+    (file,) = node.rglob(MANIFEST)
+    manifest = Manifest.from_bytes(file.read_bytes())
+    keyset = FileKeyring(home.keyring).open("clinic", cipher="AES256_GCM", identity=identity)
+    place = {"format": "lepton.stored-key/1", "dataset": manifest.dataset, "version": manifest.version}
+    clear = keyset.aead().decrypt(
+        base64.b64decode(json.loads(manifest.encrypted_key)["encryptedKeyset"]), canonical_json(place)
+    )
+    (key,) = tink_pb2.Keyset.FromString(clear).key
+    return bytes(aes_gcm_hkdf_streaming_pb2.AesGcmHkdfStreamingKey.FromString(key.key_data.value).key_value)
 
 
 def test_no_key_is_left_anywhere_and_no_plaintext_but_in_the_decrypted_tables(
@@ -168,6 +192,7 @@ def test_every_place_was_really_looked_into(stage: Any, places: dict[str, bytes]
         "keyring": b"clinic",
         "protected tables": b"AES256_GCM",
         "models": b"lepton.model-card/",
+        "storage nodes": b"lepton.stored-dataset/1",
     }.items():
         assert text in places[place], place
     for job in (b"encrypt_columns.py", b"decrypt_columns.py", b"rotate_keys.py", b"pyspark.daemon"):
@@ -175,7 +200,7 @@ def test_every_place_was_really_looked_into(stage: Any, places: dict[str, bytes]
     for action, road in product((b"encrypt", b"decrypt", b"rotate"), (b"direct", b"dataframe")):
         done = re.findall(rb'\{"action":"%s".*"phase":"success".*' % action, places["audit"])
         assert any(b'"road":"%s"' % road in event for event in done), (action, road)
-    for action in (b"train", b"evaluate"):
+    for action in (b"train", b"evaluate", b"store", b"restore"):
         assert re.search(rb'\{"action":"%s".*"phase":"success"' % action, places["audit"]), action
     for table in (*PROTECTED, *DECRYPTED):
         assert list((data / table).glob("*.parquet")), table

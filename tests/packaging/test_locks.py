@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
 LOCKS = sorted(path.name for path in (REPOSITORY / "requirements").iterdir())
 PARTS = {
     "airflow.txt": ("airflow", "postgres"),
-    "spark.txt": ("spark", "privacy", "tensorflow", "postgres"),
+    "spark.txt": ("spark", "privacy", "tensorflow", "postgres", "storage"),
 }
 PYTHONS = ("3.11", "3.12", "3.13")
 

@@ -1,7 +1,7 @@
 """One Spark session that sees it all. Arguments: home, folder of the data.
 
-It runs each job on the road that the DAG does not take, trains and scores a model, and then decrypts, shuffles and sorts by
-decrypted values, protects again, rotates and explains itself: what Spark may spill or show.
+It runs each job on the road that the DAG does not take, stores and restores, trains and scores a model, and then decrypts,
+shuffles and sorts by decrypted values, protects again, rotates and explains itself: what Spark may spill or show.
 """
 
 import sys
@@ -43,6 +43,13 @@ run("rotate_keys", protected, {"name": "clinic.visits", "path": f"{data}/rotated
 # Uncompressed, as the search reads it.
 letters = {"name": "clinic.letters", "path": f"{data}/decrypted directly", "options": {"compression": "none"}}
 run("decrypt_columns", protected, letters, columns=["*"], road="direct")
+
+# What is in the clear goes into shards, and comes back.
+store = {"source": {"name": "clinic.letters", "path": f"{data}/decrypted directly"}, "parity_shards": 1}
+print(run_job("store_dataset", {**store, "keyset": "clinic", "purpose": "test"}, settings=settings, run_key="store"))
+back = {"name": "clinic.letters", "path": f"{data}/restored"}
+restore = {"dataset": "clinic.letters", "target": back, "purpose": "test"}
+print(run_job("restore_dataset", restore, settings=settings, run_key="restore"))
 
 # A model learns from two of the planted columns, and is then attacked with them.
 model = f"{data}/models/diagnosis"
