@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -114,8 +115,8 @@ def store(
         index=key.seal_index(write_index(index)),
     )
     missing = Counter(manifest.nodes[number] for _, numbers in written for number in numbers)
-    without = _put_manifest(manifest, recipe)
-    return Stored(manifest, sum(file.bytes for file in files), dict(missing + Counter(without)))
+    _put_manifest(manifest, recipe)
+    return Stored(manifest, sum(file.bytes for file in files), dict(missing))
 
 
 def remove(nodes: Sequence[Node], dataset: str, version: str) -> list[str]:
@@ -181,23 +182,19 @@ def _store_file(recipe: _Recipe, file: File) -> tuple[StoredObject, frozenset[in
     return stored, frozenset(writer.missing)
 
 
-def _put_manifest(manifest: Manifest, recipe: _Recipe) -> list[str]:
-    """Write a copy to every node, and take away what tries left that did not count.
-
-    :returns: nodes without a copy
-    """
-    content, without = manifest.to_bytes(), []
-    for number, (node, name) in enumerate(zip(recipe.nodes, manifest.nodes, strict=True)):
-        try:
-            if node is None:
-                raise NodeUnavailable("There is no node.", place=name, remedy="Prepare it.")
+def _put_manifest(manifest: Manifest, recipe: _Recipe) -> None:
+    """Write a copy to every node, and take away what tries left that did not count."""
+    content, written = manifest.to_bytes(), 0
+    for number, node in enumerate(recipe.nodes):
+        if node is None:
+            continue
+        # A node that is lost by now has lost its shards too: the next repair tells.
+        with suppress(NodeUnavailable):
             node.write(f"{manifest.folder}/{MANIFEST}", content)
             for left in set(node.names(manifest.folder)) - manifest.files(number):
                 node.delete(f"{manifest.folder}/{left}")
-        except NodeUnavailable:
-            without.append(name)
-    _require(recipe, len(manifest.nodes) - len(without), "copies of the manifest")
-    return without
+            written += 1
+    _require(recipe, written, "copies of the manifest")
 
 
 def _require(recipe: _Recipe, written: int, what: str) -> None:
