@@ -1,9 +1,10 @@
 """Keep the protected visits in encrypted shards over several nodes, of which two may be lost; and show that they come back.
 
-Every night: store a new version, mend what nodes have lost of any version, and restore the newest one into a folder of its own,
-for a copy that nobody ever restored is none. Needs storage nodes in the deployment's settings, prepared with ``lepton storage
-prepare``, the Airflow variable ``clinic_data`` (the folder of the clinic's pipeline) and the connection ``lepton_default`` with an
-identity to which the keyset is sealed and to which the policy grants it: ``clinic/policy.yaml`` does so to ``etl``.
+Every night: store a new version, mend what nodes have lost of any version, and restore the newest one into a folder of its
+own, for a copy that nobody ever restored is none. Needs storage nodes in the deployment's settings, prepared with `lepton
+storage prepare`, the Airflow variable ``clinic_data`` (the folder of the clinic's pipeline) and the connection
+``lepton_default`` with an identity to which the keyset is sealed and to which the policy grants it: ``clinic/policy.yaml``
+does so to ``etl``.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Any, NoReturn, cast
 
 import rfc8785
@@ -22,6 +23,7 @@ from tink import json_proto_keyset_format, streaming_aead
 
 from lepton_airflow.errors import DecryptionFailed, KeyExposure, LeptonError
 from lepton_airflow.keys.keyset import Keyset
+from lepton_airflow.keys.reference import KeysetReference
 
 streaming_aead.register()
 
@@ -120,6 +122,31 @@ class VersionKey:
 
     def _object(self, object_id: str) -> bytes:
         return _context("object", self._dataset, self._version, object=object_id)
+
+
+@dataclass(frozen=True)
+class VersionKeyReference:
+    """Where a version's key is, in place of the key: what travels to Spark's workers.
+
+    :param encrypted: the key, as :meth:`VersionKey.encrypted` wrote it
+    :param keyset: what opens it
+    :param key_id: of the key under which it was encrypted
+    """
+
+    encrypted: str
+    keyset: KeysetReference
+    key_id: int
+    dataset: str
+    version: str
+
+    def open(self) -> VersionKey:
+        """The key.
+
+        :raises LeptonError: as :meth:`KeysetReference.open` and :meth:`VersionKey.open`
+        """
+        return VersionKey.open(
+            self.encrypted, keyset=self.keyset.open(), key_id=self.key_id, dataset=self.dataset, version=self.version
+        )
 
 
 class _Bytes(io.RawIOBase):

@@ -174,9 +174,10 @@ class NodeWriter:
         self._files = files
         self._path = path
         folder, name = posixpath.split(path)
-        at_once = files.type_name in _WRITE_AT_ONCE
-        self._beside = path if at_once else posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.new")
         with node._reaching():
+            # What was sent of a file that is not committed can be seen on an object store, and must not replace what is there.
+            new = files.type_name in _WRITE_AT_ONCE and files.get_file_info(path).type is fs.FileType.NotFound
+            self._beside = path if new else posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.new")
             self._stream = files.open_output_stream(self._beside)
         self._open = True
 
@@ -190,15 +191,15 @@ class NodeWriter:
             self._stream.close()
             self._sync(self._beside)
             if self._beside != self._path:
-                if self._files.type_name != "local":
-                    # Unlike rename(2), HDFS does not replace.
+                if self._files.type_name == "hdfs":
+                    # It does not replace.
                     self._delete(self._path)
                 self._files.move(self._beside, self._path)
                 self._sync(posixpath.dirname(self._path))
             self._open = False
 
     def discard(self) -> None:
-        """Leave nothing behind if the file was not committed. What an object store was sent may be seen; it is incomplete."""
+        """Leave nothing behind if the file was not committed."""
         if not self._open:
             return
         self._open = False

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from lepton_airflow.columnar.failures import errors_for_the_driver
 from lepton_airflow.errors import NodeUnavailable, ShardsLost
 from lepton_airflow.storage.manifest import MANIFEST, Code, Manifest, StoredObject, by_shard, manifest_copy
 from lepton_airflow.storage.nodes import Node
 from lepton_airflow.storage.shards import Condition, ObjectShards, ShardWriter
+from lepton_airflow.storage.tasks import in_tasks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-
-_TASKS_EACH = 4
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,7 @@ def check(session: SparkSession, manifest: Manifest, *, nodes: Sequence[Node], r
         repair=repair,
     )
 
-    def work(stored: StoredObject) -> _Found:
-        with errors_for_the_driver(recipe.place):
-            return _check_object(recipe, stored)
-
-    context = session.sparkContext
-    tasks = min(len(manifest.objects), _TASKS_EACH * context.defaultParallelism)
-    found = context.parallelize(manifest.objects, tasks).map(work).collect()
+    found = in_tasks(session, manifest.objects, partial(_check_object, recipe), place=recipe.place)
     by_node = {
         name: Counter(one.conditions[number] for one in found if one.conditions[number] != "intact")
         for number, name in enumerate(manifest.nodes)

@@ -7,26 +7,23 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
-from lepton_airflow.columnar.failures import errors_for_the_driver
 from lepton_airflow.columnar.files import open_place
 from lepton_airflow.errors import InvalidData
 from lepton_airflow.keys.reference import KeysetReference
-from lepton_airflow.storage.envelope import VersionKey
+from lepton_airflow.storage.envelope import VersionKeyReference
 from lepton_airflow.storage.files import IndexedFile, read_index
 from lepton_airflow.storage.manifest import Code, Manifest, StoredObject, by_shard
 from lepton_airflow.storage.nodes import Node
 from lepton_airflow.storage.shards import Condition, ObjectShards, ShardReader
+from lepton_airflow.storage.tasks import in_tasks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-#: Tries write here, inside the folder under construction; the driver takes out what successful ones wrote.
-_TRIES = "_tries"
 _READ_BYTES = 1 << 20
-_TASKS_EACH = 4
 
 
 @dataclass(frozen=True)
@@ -47,20 +44,13 @@ class Restored:
 class _Recipe:
     """What a task needs; it holds no secret."""
 
-    target: str
-    dataset: str
-    version: str
+    tries: str
     folder: str
+    place: str
     nodes: tuple[Node | None, ...]
     names: tuple[str, ...]
     code: Code
-    encrypted_key: str
-    key_id: int
-    keyset: KeysetReference
-
-    @property
-    def place(self) -> str:
-        return f"stored dataset {self.dataset}, version {self.version}"
+    key: VersionKeyReference
 
 
 def restore(
@@ -73,19 +63,18 @@ def restore(
     :param keyset: the one that the manifest names
     :raises LeptonError: as :class:`VersionKey` and :class:`ObjectShards`, some of them wrapped by Spark, on the wire
     """
+    # Hidden files are never stored, so none of the version's own is in there.
+    tries = f".tries-{uuid.uuid4().hex}"
     recipe = _Recipe(
-        target=target.rstrip("/"),
-        dataset=manifest.dataset,
-        version=manifest.version,
+        tries=f"{target.rstrip('/')}/{tries}",
         folder=manifest.folder,
+        place=f"stored dataset {manifest.dataset}, version {manifest.version}",
         nodes=by_shard(manifest, nodes),
         names=manifest.nodes,
         code=manifest.code,
-        encrypted_key=manifest.encrypted_key,
-        key_id=manifest.key_id,
-        keyset=keyset,
+        key=VersionKeyReference(manifest.encrypted_key, keyset, manifest.key_id, manifest.dataset, manifest.version),
     )
-    index = read_index(_key(recipe).open_index(manifest.index), place=recipe.place)
+    index = read_index(recipe.key.open().open_index(manifest.index), place=recipe.place)
     stored = {one.id: one for one in manifest.objects}
     if {file.object for file in index} != stored.keys() or len(index) != len(stored):
         raise InvalidData(
@@ -94,41 +83,29 @@ def restore(
             remedy="Restore another version; keep this one for who looks into it.",
         )
     files, path = open_place(target)
-    for folder in {posixpath.join(path, _TRIES), *(posixpath.dirname(posixpath.join(path, one.name)) for one in index)}:
+    for folder in {posixpath.join(path, tries), *(posixpath.dirname(posixpath.join(path, one.name)) for one in index)}:
         files.create_dir(folder, recursive=True)
-    context = session.sparkContext
-    work_items = [(file, stored[file.object]) for file in index]
-
-    def work(item: tuple[IndexedFile, StoredObject]) -> tuple[str, tuple[Condition, ...]]:
-        with errors_for_the_driver(recipe.place):
-            return _restore_file(recipe, *item)
-
-    tasks = min(len(index), _TASKS_EACH * context.defaultParallelism)
-    written = context.parallelize(work_items, tasks).map(work).collect()
+    items = [(file, stored[file.object]) for file in index]
+    written = in_tasks(session, items, partial(_restore_file, recipe), place=recipe.place)
     for file, (name, _) in zip(index, written, strict=True):
-        files.move(posixpath.join(path, _TRIES, name), posixpath.join(path, file.name))
-    files.delete_dir(posixpath.join(path, _TRIES))
+        files.move(posixpath.join(path, tries, name), posixpath.join(path, file.name))
+    files.delete_dir(posixpath.join(path, tries))
     conditions = Counter(condition for _, found in written for condition in found)
     return Restored(len(index), sum(file.bytes for file in index), dict(conditions))
 
 
-def _key(recipe: _Recipe) -> VersionKey:
-    return VersionKey.open(
-        recipe.encrypted_key,
-        keyset=recipe.keyset.open(),
-        key_id=recipe.key_id,
-        dataset=recipe.dataset,
-        version=recipe.version,
-    )
-
-
-def _restore_file(recipe: _Recipe, file: IndexedFile, stored: StoredObject) -> tuple[str, tuple[Condition, ...]]:
-    name = uuid.uuid4().hex
-    files, path = open_place(f"{recipe.target}/{_TRIES}/{quote(name)}")
+def _restore_file(recipe: _Recipe, item: tuple[IndexedFile, StoredObject]) -> tuple[str, tuple[Condition, ...]]:
+    """Each try writes a file of its own; the driver takes those of tries that count."""
+    (file, stored), name, size = item, uuid.uuid4().hex, 0
+    files, path = open_place(f"{recipe.tries}/{name}")
+    key = recipe.key.open()
     shards = ObjectShards(recipe.nodes, recipe.names, recipe.folder, stored, recipe.code, recipe.place)
     try:
-        reader, size = ShardReader(shards), 0
-        with files.open_output_stream(path) as sink, _key(recipe).decrypting(reader, stored.id) as clear:
+        with (
+            files.open_output_stream(path) as sink,
+            ShardReader(shards) as reader,
+            key.decrypting(reader, stored.id) as clear,
+        ):
             while data := clear.read(_READ_BYTES):
                 size += len(data)
                 sink.write(data)

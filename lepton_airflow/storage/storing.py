@@ -7,25 +7,24 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from lepton_airflow.columnar.failures import errors_for_the_driver
 from lepton_airflow.columnar.files import open_place
 from lepton_airflow.errors import InvalidData, NodeUnavailable
 from lepton_airflow.keys.reference import KeysetReference
-from lepton_airflow.storage.envelope import VersionKey
+from lepton_airflow.storage.envelope import VersionKey, VersionKeyReference
 from lepton_airflow.storage.files import File, IndexedFile, list_files, write_index
 from lepton_airflow.storage.manifest import MANIFEST, Code, Manifest, StoredObject, folder_of
 from lepton_airflow.storage.nodes import Node
 from lepton_airflow.storage.shards import ShardWriter
+from lepton_airflow.storage.tasks import in_tasks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _READ_BYTES = 1 << 20
-#: Tasks for each that runs at once: files differ in size.
-_TASKS_EACH = 4
 
 
 @dataclass(frozen=True)
@@ -46,18 +45,12 @@ class _Recipe:
     """What a task needs; it holds no secret."""
 
     source: str
-    dataset: str
-    version: str
+    folder: str
+    place: str
     nodes: tuple[Node | None, ...]
     code: Code
     fewest: int
-    encrypted_key: str
-    key_id: int
-    keyset: KeysetReference
-
-    @property
-    def place(self) -> str:
-        return f"stored dataset {self.dataset}, version {self.version}"
+    key: VersionKeyReference
 
 
 def store(
@@ -83,32 +76,25 @@ def store(
     files = list_files(source, place=dataset)
     opened = keyset.open()
     key = VersionKey.generate(dataset, version)
+    reference = VersionKeyReference(key.encrypted(opened), keyset, opened.primary_key_id, dataset, version)
+    folder = folder_of(dataset, version)
     recipe = _Recipe(
         source=source.rstrip("/"),
-        dataset=dataset,
-        version=version,
-        nodes=_ready(nodes, folder_of(dataset, version), fewest),
+        folder=folder,
+        place=f"stored dataset {dataset}, version {version}",
+        nodes=_ready(nodes, folder, fewest),
         code=code,
         fewest=fewest,
-        encrypted_key=key.encrypted(opened),
-        key_id=opened.primary_key_id,
-        keyset=keyset,
+        key=reference,
     )
-    context = session.sparkContext
-    tasks = min(len(files), _TASKS_EACH * context.defaultParallelism)
-
-    def work(file: File) -> tuple[StoredObject, frozenset[int]]:
-        with errors_for_the_driver(recipe.place):
-            return _store_file(recipe, file)
-
-    written = context.parallelize(files, tasks).map(work).collect()
+    written = in_tasks(session, files, partial(_store_file, recipe), place=recipe.place)
     index = [IndexedFile(file.name, file.bytes, stored.id) for file, (stored, _) in zip(files, written, strict=True)]
     manifest = Manifest(
         dataset=dataset,
         version=version,
         keyset=keyset.name,
-        key_id=opened.primary_key_id,
-        encrypted_key=recipe.encrypted_key,
+        key_id=reference.key_id,
+        encrypted_key=reference.encrypted,
         code=code,
         nodes=tuple(node.name for node in nodes),
         objects=tuple(stored for stored, _ in written),
@@ -154,15 +140,9 @@ def _ready(nodes: Sequence[Node], folder: str, fewest: int) -> tuple[Node | None
 def _store_file(recipe: _Recipe, file: File) -> tuple[StoredObject, frozenset[int]]:
     # Each try of a task writes objects of its own: none can mix its shards with another's.
     object_id = uuid.uuid4().hex
-    key = VersionKey.open(
-        recipe.encrypted_key,
-        keyset=recipe.keyset.open(),
-        key_id=recipe.key_id,
-        dataset=recipe.dataset,
-        version=recipe.version,
-    )
+    key = recipe.key.open()
     files, path = open_place(f"{recipe.source}/{quote(file.name)}")
-    writer = ShardWriter(recipe.nodes, folder_of(recipe.dataset, recipe.version), object_id, recipe.code)
+    writer = ShardWriter(recipe.nodes, recipe.folder, object_id, recipe.code)
     try:
         size = 0
         with files.open_input_stream(path) as source, key.encrypting(writer, object_id) as clear:

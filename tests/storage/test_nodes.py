@@ -185,7 +185,12 @@ def test_shards_on_object_stores_and_a_folder_together(
     assert mixed[0].names("d/v") == ["a" * 32 + ".00"]
     mixed[0].write("d/v/b", b"old")
     mixed[0].write("d/v/b", b"new")
-    assert mixed[0].read("d/v/b") == b"new"
+    for path, there in (("d/v/b", b"new"), ("d/v/c", None)):
+        writer_of_half = mixed[0].writer(path)
+        writer_of_half.write(b"half")
+        writer_of_half.discard()
+        assert mixed[0].read(path) == there, "what is there is replaced once its replacement is complete"
+    assert mixed[0].names("d/v") == ["a" * 32 + ".00", "b"]
     mixed[0].delete("d/v/b")
     mixed[0].delete_folder("d/v")
     assert (mixed[0].names("d/v"), mixed[0].open("d/v/" + "a" * 32 + ".00")) == ([], None)
