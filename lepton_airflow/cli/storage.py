@@ -68,8 +68,10 @@ def list_stored(
         raise StorageError(
             "No version of it is stored.", place=f"stored dataset {dataset}", remedy="See `lepton storage list`."
         )
+    # A version is there to be copied: in a narrow terminal it goes on in the next line.
+    dataset_column, version, run = (Column(name, overflow="fold") for name in ("dataset", "version", "run"))
     files, size = Column("files", justify="right"), Column("bytes", justify="right")
-    table = Table("dataset", "version", "stored", files, size, "missing shards", "run")
+    table = Table(dataset_column, version, "stored", files, size, "missing shards", run)
     for entry in entries:
         missing = ", ".join(f"{count} on {node}" for node, count in entry.summary["missing"].items())
         table.add_row(
