@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -12,6 +12,9 @@ from lepton_airflow.cli.audited import audited
 from lepton_airflow.cli.console import HomeOption, console
 from lepton_airflow.errors import NodeUnavailable, StorageError
 from lepton_airflow.settings import load_settings
+
+if TYPE_CHECKING:
+    from lepton_airflow.storage.catalogue import Entry
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -68,19 +71,17 @@ def list_stored(
         raise StorageError(
             "No version of it is stored.", place=f"stored dataset {dataset}", remedy="See `lepton storage list`."
         )
+    for name in dict.fromkeys(entry.dataset for entry in entries):
+        console.print(_versions(name, [entry for entry in entries if entry.dataset == name]))
+
+
+def _versions(dataset: str, entries: list[Entry]) -> Table:
     # A version is there to be copied: in a narrow terminal it goes on in the next line.
-    dataset_column, version, run = (Column(name, overflow="fold") for name in ("dataset", "version", "run"))
+    version, stored = Column("version", overflow="fold"), Column("stored (UTC)", overflow="fold")
     files, size = Column("files", justify="right"), Column("bytes", justify="right")
-    table = Table(dataset_column, version, "stored", files, size, "missing shards", run)
+    table = Table(version, stored, files, size, "missing shards", title=escape(dataset), title_justify="left")
     for entry in entries:
         missing = ", ".join(f"{count} on {node}" for node, count in entry.summary["missing"].items())
-        table.add_row(
-            escape(entry.dataset),
-            entry.version,
-            entry.begun_at[:19].replace("T", " "),
-            f"{entry.summary['files']:,}",
-            f"{entry.summary['bytes']:,}",
-            missing or "-",
-            escape(entry.run_key),
-        )
-    console.print(table)
+        figures = (f"{entry.summary['files']:,}", f"{entry.summary['bytes']:,}")
+        table.add_row(entry.version, entry.begun_at[:19].replace("T", " "), *figures, missing or "-")
+    return table
