@@ -173,7 +173,7 @@ def _columns(action: str, intent: Mapping[str, Any], opened: set[str]) -> dict[s
 def _note(action: str, intent: Mapping[str, Any]) -> str:
     details = intent["details"]
     if action == "store":
-        return f"{details.get('data_shards')} of {details.get('nodes')} are enough"
+        return f"{details.get('data_shards')} of {len(str(details.get('nodes')).split())} nodes are enough"
     if action == "release":
         return f"epsilon {details.get('epsilon')} for each {details.get('privacy_unit')}"
     return f"keyset {details['keyset']}" if details.get("keyset") else ""

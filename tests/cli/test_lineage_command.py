@@ -107,7 +107,7 @@ def test_both_directions_with_protections_and_costs(show: Callable[..., Result])
     assert "site: as it is" in lines
     assert "email: in clear" in lines
     assert {"clinic.letters", "/models/<diagnosis>", "clinic.visits in shards", "/data/recovered"} <= set(lines)
-    assert "3 of a b c d e are enough" in shown.stdout
+    assert "3 of 5 nodes are enough" in shown.stdout
 
 
 def test_what_failed_moved_no_data(show: Callable[..., Result]) -> None:
