@@ -144,7 +144,7 @@ def test_the_picture_has_every_dataset_and_step(show: Callable[..., Result], tmp
         for group in root.iter(f"{space}g")
         for box in group.iter(f"{space}rect")
     ]
-    assert len(boxes) == 9
+    assert len(boxes) == 13
     for number, (x, y, width, height) in enumerate(boxes):
         for other_x, other_y, other_width, other_height in boxes[:number]:
             apart = (
