@@ -15,6 +15,7 @@ from lepton_airflow.jobs.storage import purge, storage_nodes, stored_manifest
 
 if TYPE_CHECKING:
     from lepton_airflow.jobs.runner import Job
+    from lepton_airflow.storage.catalogue import Catalogue, Entry
     from lepton_airflow.storage.repairing import Health
 
 
@@ -43,32 +44,41 @@ class RepairStorageSpec(JobSpec):
 def run(spec: RepairStorageSpec, job: Job) -> dict[str, Any]:
     """Read every shard and hold it against its manifest.
 
-    :returns: ``versions``, ``shards``, how many were ``intact``, ``damaged``, ``missing`` and ``unreachable``, ``rebuilt``,
-        ``leftovers`` that were deleted, ``purged`` versions, and ``nodes``: by node, the shards that were not intact
+    :returns: ``versions``, ``shards``, how many were ``intact``, ``damaged``, ``missing`` and ``unreachable``, ``manifests``
+        (copies that were not intact), ``rebuilt`` shards and manifests, ``leftovers`` that were deleted, ``purged`` versions,
+        and ``nodes``: by node, the shards that were not intact
     :raises ShardsLost: of some version too few shards are left; what can be repaired is repaired first
     :raises NodeUnavailable: likewise, but nodes are out of reach that may have them
     """
     from lepton_airflow.storage.catalogue import Catalogue
     from lepton_airflow.storage.repairing import check
+    from lepton_airflow.storage.storing import remove
 
     catalogue = Catalogue(job.engine)
     details = {"version": spec.version, "repair": spec.repair}
     with job.guard.operation(
         action="repair", dataset=spec.dataset, columns=(), purpose=spec.purpose, details=details
     ) as operation:
-        newest = catalogue.find(spec.dataset, spec.version)
-        entries = [newest] if spec.version else catalogue.entries(spec.dataset, "stored")
-        found, errors = [], []
-        for entry in entries:
-            try:
-                manifest = stored_manifest(job, entry.dataset, entry.version, entry.manifest)
-                found.append(check(job.spark, manifest, nodes=storage_nodes(job.settings), repair=spec.repair))
-            except (NodeUnavailable, ShardsLost) as error:
-                errors.append(error)
-        summary = _summary(found) | {"versions": len(entries)}
         if spec.abandon_after_hours is not None:
             catalogue.abandon(spec.dataset, begun_before=datetime.now(UTC) - timedelta(hours=spec.abandon_after_hours))
-        summary["purged"] = purge(job, catalogue, spec.dataset) if spec.repair else 0
+        purged = purge(job, catalogue, spec.dataset) if spec.repair else 0
+        found: list[Health] = []
+        errors: list[NodeUnavailable | ShardsLost] = []
+        health: Health | NodeUnavailable | ShardsLost
+        for entry in _versions(catalogue, spec):
+            try:
+                manifest = stored_manifest(job, entry.dataset, entry.version, entry.manifest)
+                health = check(job.spark, manifest, nodes=storage_nodes(job.settings), repair=spec.repair)
+            except (NodeUnavailable, ShardsLost) as error:
+                health = error
+            if entry not in catalogue.entries(spec.dataset, "stored"):
+                # Another job removed it meanwhile: nothing of it may stay.
+                remove(storage_nodes(job.settings), entry.dataset, entry.version)
+            elif isinstance(health, NodeUnavailable | ShardsLost):
+                errors.append(health)
+            else:
+                found.append(health)
+        summary = _summary(found) | {"versions": len(found) + len(errors), "purged": purged}
         operation.record(counts=summary)
         errors += [health.error for health in found if health.error is not None]
         if errors:
@@ -81,6 +91,15 @@ def run(spec: RepairStorageSpec, job: Job) -> dict[str, Any]:
     return {**summary, "nodes": {name: dict(one) for name, one in sorted(nodes.items())}}
 
 
+def _versions(catalogue: Catalogue, spec: RepairStorageSpec) -> list[Entry]:
+    if spec.version is not None:
+        return [catalogue.find(spec.dataset, spec.version)]
+    if not catalogue.entries(spec.dataset):
+        # Nothing was ever begun under this name.
+        catalogue.find(spec.dataset)
+    return catalogue.entries(spec.dataset, "stored")
+
+
 def _summary(found: Sequence[Health]) -> dict[str, int]:
     conditions = Counter[str]()
     for health in found:
@@ -88,6 +107,7 @@ def _summary(found: Sequence[Health]) -> dict[str, int]:
     return {
         "shards": conditions.total(),
         **{name: conditions[name] for name in ("intact", "damaged", "missing", "unreachable")},
+        "manifests": sum(health.manifests for health in found),
         "rebuilt": sum(health.rebuilt for health in found),
         "leftovers": sum(health.leftovers for health in found),
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
-from lepton_airflow.errors import AuditUnavailable, ConfigurationError, KeyUnavailable, UnreadableSource
+from lepton_airflow.errors import ConfigurationError, LeptonError
 from lepton_airflow.jobs.roads import Source
 
 if TYPE_CHECKING:
@@ -32,8 +34,8 @@ def storage_nodes(settings: Settings, names: tuple[str, ...] = ()) -> tuple[Node
 
 
 def tell_columns(job: Job, reference: TableReference) -> None:
-    """Let the run's lineage name the columns, if the folder is a table that Spark opens; it need not be one."""
-    with suppress(UnreadableSource, KeyUnavailable):
+    """Let the run's lineage name the columns, if the folder is a table that this identity opens; it need not be one."""
+    with suppress(LeptonError):
         Source(job, reference)
 
 
@@ -55,40 +57,53 @@ def taken_back_if_it_fails(job: Job, catalogue: Catalogue, entry: Entry) -> Iter
     try:
         yield
     except BaseException:
-        # If the database is gone, the run's next try takes the version back.
-        with suppress(AuditUnavailable):
-            catalogue.remove([entry.version])
-            purge(job, catalogue, entry.dataset)
+        # It is the reason that is to be told. If the database is gone, the run's next try takes the version back.
+        with suppress(LeptonError):
+            if catalogue.take_back(entry.version):
+                _purge(job, catalogue, entry)
         raise
 
 
 def purge(job: Job, catalogue: Catalogue, dataset: str) -> int:
-    """Delete what removed versions of a dataset still have on nodes; what a silent node keeps, the next job deletes.
+    """Delete what removed versions of a dataset still have on nodes; what a silent node keeps, a later job deletes.
 
     :returns: how many versions are gone
     """
+    return sum(_purge(job, catalogue, entry) for entry in catalogue.entries(dataset, "removed"))
+
+
+def _purge(job: Job, catalogue: Catalogue, entry: Entry) -> bool:
     from lepton_airflow.storage.storing import remove
 
-    nodes, gone = storage_nodes(job.settings), 0
-    for entry in catalogue.entries(dataset, "removed"):
-        if not remove(nodes, dataset, entry.version):
-            catalogue.purged(entry.version)
-            gone += 1
-    return gone
+    nodes = storage_nodes(job.settings)
+    silent = remove(nodes, entry.dataset, entry.version)
+    if silent or not {*entry.nodes} <= {node.name for node in nodes}:
+        return False
+    catalogue.purged(entry.version)
+    return True
 
 
 def _check_places(places: Mapping[str, Path | str], keys: Mapping[str, Path]) -> None:
     """What is lost together, or read together, is not two places."""
-    known = [(f"the {name}", str(place)) for name, place in keys.items()]
+    known = [(f"the {name}", _resolved(place)) for name, place in keys.items()]
     for name, place in places.items():
+        where = _resolved(place)
         for other, there in known:
-            if _within(str(place), there) or _within(there, str(place)):
+            if _within(where, there) or _within(there, where):
                 raise ConfigurationError(
                     f"The place overlaps with that of {other}.",
                     place=f"settings: storage_nodes: {name}",
                     remedy="Give each node a place of its own, and keep keys apart from data.",
                 )
-        known.append((f"the node {name}", str(place)))
+        known.append((f"the node {name}", where))
+
+
+def _resolved(place: Path | str) -> str:
+    """A folder as it is after all links; a URL without its options."""
+    if isinstance(place, str) and not place.startswith("file:"):
+        parts = urlsplit(place)
+        return f"{parts.scheme}://{parts.netloc}{posixpath.normpath(parts.path or '/')}"
+    return str((place if isinstance(place, Path) else Path(unquote(urlsplit(place).path))).resolve())
 
 
 def _within(inner: str, outer: str) -> bool:

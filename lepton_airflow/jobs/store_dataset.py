@@ -72,7 +72,8 @@ def run(spec: StoreDatasetSpec, job: Job) -> dict[str, Any]:
         action="store", dataset=dataset, columns=(), purpose=spec.purpose, details=details
     ) as operation:
         catalogue = Catalogue(job.engine)
-        entry, replayed = catalogue.begin(dataset, run_key=job.run_key, spec_digest=job.spec_digest)
+        names = [node.name for node in nodes]
+        entry, replayed = catalogue.begin(dataset, run_key=job.run_key, spec_digest=job.spec_digest, nodes=names)
         summary = entry.summary
         if not replayed:
             with taken_back_if_it_fails(job, catalogue, entry):
@@ -94,7 +95,9 @@ def run(spec: StoreDatasetSpec, job: Job) -> dict[str, Any]:
                 job.require_audit()
                 catalogue.commit(entry.version, manifest=summary["manifest"], summary=summary)
         versions = [one.version for one in catalogue.entries(dataset, "stored")]
-        removed = versions[: -spec.keep_versions] if spec.keep_versions else []
+        old = versions[: -spec.keep_versions] if spec.keep_versions else []
+        # Others may have become complete since, and this one is what the caller is told of.
+        removed = [version for version in old if version != entry.version]
         catalogue.remove(removed)
         purge(job, catalogue, dataset)
         operation.record(

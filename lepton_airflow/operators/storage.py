@@ -110,8 +110,8 @@ class RepairStorageOperator(LeptonSparkOperator):
     :param repair: False only counts
     :param abandon_after_hours: versions that were begun so long ago and are not complete are given up
     :param purpose: why; the policy grants the action ``repair`` for purposes (templated)
-    :returns: ``versions``, ``shards``, ``intact``, ``damaged``, ``missing``, ``unreachable``, ``rebuilt``, ``leftovers``,
-        ``purged``, ``nodes``
+    :returns: ``versions``, ``shards``, ``intact``, ``damaged``, ``missing``, ``unreachable``, ``manifests``, ``rebuilt``,
+        ``leftovers``, ``purged``, ``nodes``
     """
 
     job: ClassVar[str] = "repair_storage"

@@ -48,6 +48,7 @@ def list_files(folder: str, *, place: str) -> tuple[File, ...]:
     :param place: the dataset, for errors
     :raises UnreadableSource: there is no such folder, or no file system for it
     :raises EmptyTable: there is no file in it
+    :raises InvalidData: the name of a file cannot be read
     """
     try:
         files, root = open_place(folder)
@@ -57,6 +58,10 @@ def list_files(folder: str, *, place: str) -> tuple[File, ...]:
             f"The folder cannot be read ({type(error).__name__}).",
             place=place,
             remedy="Name a folder on a file system that pyarrow opens, readable for this user.",
+        ) from None
+    except UnicodeDecodeError:
+        raise InvalidData(
+            "The name of a file is not in UTF-8.", place=place, remedy="Rename it, and store the folder again."
         ) from None
     inside = [(posixpath.relpath(info.path, root), info) for info in found if info.is_file]
     chosen = [File(name, info.size) for name, info in inside if not _is_left_out(name)]

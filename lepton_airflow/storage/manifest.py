@@ -16,6 +16,7 @@ can pass an older version, or another dataset's, for the one that is asked for.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -167,14 +168,14 @@ def manifest_copy(node: Node, *, dataset: str, version: str, expected: str) -> b
     """
     node.check()
     content = node.read(f"{folder_of(dataset, version)}/{MANIFEST}")
-    if content is None:
+    # Nothing of what a node made of it is parsed.
+    if content is None or f"sha256:{hashlib.sha256(content).hexdigest()}" != expected:
         return None
     try:
         manifest = Manifest.from_bytes(content)
     except ValueError:
         return None
-    same = (manifest.digest, manifest.dataset, manifest.version) == (expected, dataset, version)
-    return content if same else None
+    return content if (manifest.dataset, manifest.version) == (dataset, version) else None
 
 
 def by_shard(manifest: Manifest, nodes: Sequence[Node]) -> tuple[Node | None, ...]:

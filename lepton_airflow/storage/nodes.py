@@ -12,22 +12,21 @@ import os
 import posixpath
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 from pyarrow import fs
 
-from lepton_airflow.columnar.files import CannotOpen, open_place
 from lepton_airflow.errors import ConfigurationError, NodeUnavailable, TargetExists
 
 MARKER = "lepton-node.json"
 NODE_FORMAT = "lepton.storage-node/1"
-#: File systems on which a file is seen once it is written in full, and not before.
-_WRITE_AT_ONCE = frozenset({"s3", "gcs", "abfs"})
+_OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Node:
         files, root = self._open()
         with self._reaching():
             try:
-                with files.open_input_stream(posixpath.join(root, path)) as stream:
+                with files.open_input_stream(_below(root, path)) as stream:
                     content: bytes = stream.read()
             except FileNotFoundError:
                 return None
@@ -95,7 +94,7 @@ class Node:
         files, root = self._open()
         with self._reaching():
             try:
-                return files.open_input_file(posixpath.join(root, path))
+                return files.open_input_file(_below(root, path))
             except FileNotFoundError:
                 return None
 
@@ -103,7 +102,11 @@ class Node:
         """Make a folder, for the files of one version; writers make none, so that a node that is lost stays lost."""
         files, root = self._open()
         with self._reaching():
-            files.create_dir(posixpath.join(root, path), recursive=True)
+            files.create_dir(_below(root, path), recursive=True)
+            made = root
+            for part in path.split("/"):
+                _sync(files, made)
+                made = posixpath.join(made, part)
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file in full or not at all, and durably."""
@@ -117,41 +120,42 @@ class Node:
     def writer(self, path: str) -> NodeWriter:
         """Begin a file; it appears under its name when it is committed, and replaces what is there."""
         files, root = self._open()
-        return NodeWriter(self, files, posixpath.join(root, path))
+        return NodeWriter(self, files, _below(root, path))
 
     def names(self, folder: str) -> list[str]:
         """The names of the files in a folder, sorted; none if there is no such folder."""
         files, root = self._open()
         with self._reaching():
-            found = files.get_file_info(fs.FileSelector(posixpath.join(root, folder), allow_not_found=True))
+            found = files.get_file_info(fs.FileSelector(_below(root, folder), allow_not_found=True))
         return sorted(info.base_name for info in found if info.is_file)
 
     def delete(self, path: str) -> None:
         """Delete a file."""
         files, root = self._open()
         with self._reaching():
-            files.delete_file(posixpath.join(root, path))
+            files.delete_file(_below(root, path))
 
     def delete_folder(self, path: str) -> None:
         """Delete a folder and all that is in it; nothing happens if there is none."""
         files, root = self._open()
         with self._reaching():
-            if files.get_file_info(posixpath.join(root, path)).type is not fs.FileType.NotFound:
-                files.delete_dir(posixpath.join(root, path))
+            if files.get_file_info(_below(root, path)).type is not fs.FileType.NotFound:
+                files.delete_dir(_below(root, path))
 
     @property
     def _marker(self) -> bytes:
         return json.dumps({"format": NODE_FORMAT, "name": self.name}, sort_keys=True).encode()
 
     def _open(self) -> tuple[fs.FileSystem, str]:
-        try:
-            return _opened(self.uri)
-        except CannotOpen as reason:
-            raise ConfigurationError(
-                f"The place cannot be opened: {reason}.",
-                place=f"settings: storage_nodes: {self.name}",
-                remedy="Name a folder, or a URL of a file system that pyarrow opens (s3, gs, abfs, hdfs).",
-            ) from None
+        with suppress(pa.ArrowInvalid, ImportError), self._reaching():
+            files, root = _opened(self.uri)
+            if files.type_name in ("local", *_OBJECT_STORES):
+                return files, root
+        raise ConfigurationError(
+            "There are no storage nodes on such a place.",
+            place=f"settings: storage_nodes: {self.name}",
+            remedy="Name a folder, or a URL of an object store that pyarrow opens (s3, gs, abfs).",
+        )
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -176,7 +180,7 @@ class NodeWriter:
         folder, name = posixpath.split(path)
         with node._reaching():
             # What was sent of a file that is not committed can be seen on an object store, and must not replace what is there.
-            new = files.type_name in _WRITE_AT_ONCE and files.get_file_info(path).type is fs.FileType.NotFound
+            new = files.type_name in _OBJECT_STORES and files.get_file_info(path).type is fs.FileType.NotFound
             self._beside = path if new else posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.new")
             self._stream = files.open_output_stream(self._beside)
         self._open = True
@@ -189,13 +193,10 @@ class NodeWriter:
         """Make the file durable and give it its name."""
         with self._node._reaching():
             self._stream.close()
-            self._sync(self._beside)
+            _sync(self._files, self._beside)
             if self._beside != self._path:
-                if self._files.type_name == "hdfs":
-                    # It does not replace.
-                    self._delete(self._path)
                 self._files.move(self._beside, self._path)
-                self._sync(posixpath.dirname(self._path))
+                _sync(self._files, posixpath.dirname(self._path))
             self._open = False
 
     def discard(self) -> None:
@@ -210,22 +211,29 @@ class NodeWriter:
             # The node is lost, and with it what was written there.
             return
 
-    def _sync(self, path: str) -> None:
-        if self._files.type_name == "local":
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
     def _delete(self, path: str) -> None:
         if self._files.get_file_info(path).type is not fs.FileType.NotFound:
             self._files.delete_file(path)
 
 
+def _below(root: str, path: str) -> str:
+    return posixpath.join(root, path.lstrip("/"))
+
+
+def _sync(files: fs.FileSystem, path: str) -> None:
+    """Make a file, or the names in a folder, durable; object stores do so by themselves."""
+    if files.type_name == "local":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @lru_cache
 def _opened(uri: str) -> tuple[fs.FileSystem, str]:
-    return open_place(uri)
+    files, root = fs.FileSystem.from_uri(uri)
+    return files, root
 
 
 def nodes_of(places: Mapping[str, Path | str], names: tuple[str, ...] = ()) -> tuple[Node, ...]:

@@ -24,6 +24,7 @@ class Health:
 
     :param conditions: how many shards were found in which condition
     :param by_node: those that were not intact, by node
+    :param manifests: copies of the manifest that were missing or altered, on nodes that answer
     :param rebuilt: shards, and copies of the manifest, that were written anew
     :param leftovers: files that belong to no object, of tries that did not count, and were deleted
     :param error: of the first object of which too few shards are left
@@ -31,6 +32,7 @@ class Health:
 
     conditions: Mapping[Condition, int]
     by_node: Mapping[str, Mapping[Condition, int]]
+    manifests: int
     rebuilt: int
     leftovers: int
     error: NodeUnavailable | ShardsLost | None
@@ -76,33 +78,38 @@ def check(session: SparkSession, manifest: Manifest, *, nodes: Sequence[Node], r
     return Health(
         conditions=Counter(condition for one in found for condition in one.conditions),
         by_node={name: conditions for name, conditions in by_node.items() if conditions},
-        rebuilt=copies + sum(one.rebuilt for one in found),
+        manifests=copies,
+        rebuilt=(copies if repair else 0) + sum(one.rebuilt for one in found),
         leftovers=leftovers,
         error=next((one.error for one in found if one.error is not None), None),
     )
 
 
 def _prepare(manifest: Manifest, nodes: Sequence[Node], *, repair: bool) -> tuple[tuple[Node | None, ...], int, int]:
-    """The nodes that answer; with ``repair`` each has the manifest then, and no shard of an object that the manifest has not."""
+    """The nodes that answer; with ``repair`` each has the manifest then, and no shard of an object that the manifest has not.
+
+    :returns: the nodes, how many had no intact manifest, and how many files were deleted
+    """
     ready: list[Node | None] = []
     copies = leftovers = 0
     for number, node in enumerate(by_shard(manifest, nodes)):
         try:
-            if node is not None and repair:
-                copies += _mend_manifest(manifest, node)
-                leftovers += _remove_others(manifest, node, number)
+            if node is not None:
+                copies += _check_manifest(manifest, node, repair=repair)
+                leftovers += _remove_others(manifest, node, number) if repair else 0
             ready.append(node)
         except NodeUnavailable:
             ready.append(None)
     return tuple(ready), copies, leftovers
 
 
-def _mend_manifest(manifest: Manifest, node: Node) -> int:
+def _check_manifest(manifest: Manifest, node: Node, *, repair: bool) -> int:
     there = manifest_copy(node, dataset=manifest.dataset, version=manifest.version, expected=manifest.digest)
     if there is not None:
         return 0
-    node.make_folder(manifest.folder)
-    node.write(f"{manifest.folder}/{MANIFEST}", manifest.to_bytes())
+    if repair:
+        node.make_folder(manifest.folder)
+        node.write(f"{manifest.folder}/{MANIFEST}", manifest.to_bytes())
     return 1
 
 
@@ -124,7 +131,12 @@ def _check_object(recipe: _Recipe, stored: StoredObject) -> _Found:
                 error = too_few
         conditions = shards.conditions
         wanted = [number for number, condition in enumerate(conditions) if condition in ("missing", "damaged")]
-        rebuilt = _rebuild(recipe, shards, wanted) if recipe.repair and wanted and error is None else 0
+        rebuilt = 0
+        if recipe.repair and wanted and error is None:
+            try:
+                rebuilt = _rebuild(recipe, shards, wanted)
+            except (NodeUnavailable, ShardsLost) as failed:
+                error = failed
     finally:
         shards.close()
     return _Found(conditions, rebuilt, error)

@@ -164,22 +164,29 @@ class _Shard:
         if self._file is None:
             self._give_up("unreachable" if self._node is None else "missing")
             return
-        digests = self._read(self._geometry.digests_at, self._geometry.stripes * DIGEST_BYTES)
-        if digests is None:
+        size = self._file.size()
+        digests = None
+        if size >= self._geometry.shard_bytes:
+            digests = self._read(self._geometry.digests_at, self._geometry.stripes * DIGEST_BYTES)
+        if self.condition == "unreachable":
             return
-        if hashlib.sha256(digests).hexdigest() != self._expected:
+        if digests is None or hashlib.sha256(digests).hexdigest() != self._expected:
             self._give_up("damaged")
             return
         self._digests = digests
         # What was put behind it harms nothing, but is not what was stored.
-        if self._read(self._geometry.shard_bytes, 1):
+        if size > self._geometry.shard_bytes:
             self.condition = "damaged"
 
     def _read(self, offset: int, size: int) -> bytes | None:
+        """None where the place cannot be read: a bad sector, if the node answers nevertheless."""
         try:
             data: bytes = self._file.read_at(size, offset)
         except OSError:
-            self._give_up("unreachable")
+            if self._node is not None and self._node.answers():
+                self.condition = "damaged"
+            else:
+                self._give_up("unreachable")
             return None
         return data
 

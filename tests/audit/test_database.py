@@ -150,7 +150,8 @@ def fill_beside_the_log(engine: sql.Engine, signer: Signer) -> set[str]:
             connection.execute(leaf_table.update().where(leaf_table.c.tree_index < 2).values(payload=""))
         if "stored" in there:
             texts = ("dataset", "version", "run_key", "spec_digest", "begun_at", "manifest")
-            connection.execute(stored_table.insert().values(dict.fromkeys(texts, "visits") | {"status": "stored"}))
+            values = dict.fromkeys(texts, "visits") | {"status": "stored", "position": 1, "nodes": "[]"}
+            connection.execute(stored_table.insert().values(values))
         if "model" in there:
             texts = ("model", "sha256", "run_key", "card_sha256", "dataset", "dataset_digest", "registered_at")
             row = dict.fromkeys(texts, "diagnosis") | {"status": "champion", "metrics": '{"clean":0.9}'}

@@ -59,10 +59,10 @@ def test_what_is_stored_is_listed(command: Callable[..., Result], home: Settings
     assert isinstance(command("list", "clinic.visits").exception, StorageError)
     engine = connect(load_settings(home.home))
     catalogue = Catalogue(engine)
-    entry, _ = catalogue.begin("clinic.visits", run_key="pipeline/store/monday/-1", spec_digest="d")
+    entry, _ = catalogue.begin("clinic.visits", run_key="pipeline/store/monday/-1", spec_digest="d", nodes=["south"])
     summary = {"files": 1234, "bytes": 5_000_000, "missing": {"south": 3}}
     catalogue.commit(entry.version, manifest=f"sha256:{'0' * 64}", summary=summary)
-    catalogue.begin("clinic.visits", run_key="unfinished", spec_digest="d")
+    catalogue.begin("clinic.visits", run_key="unfinished", spec_digest="d", nodes=["south"])
     engine.dispose()
     for listed in (command("list"), command("list", "clinic.visits")):
         assert listed.exit_code == 0, listed.output

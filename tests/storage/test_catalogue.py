@@ -39,7 +39,7 @@ def catalogue(engine: sql.Engine) -> Catalogue:
 
 
 def begun(catalogue: Catalogue, run_key: str = "run", spec_digest: str = "spec", dataset: str = "clinic.visits") -> str:
-    entry, replayed = catalogue.begin(dataset, run_key=run_key, spec_digest=spec_digest)
+    entry, replayed = catalogue.begin(dataset, run_key=run_key, spec_digest=spec_digest, nodes=["a", "b"])
     assert (entry.status, replayed) == ("writing", False)
     return entry.version
 
@@ -64,6 +64,7 @@ def test_a_version_is_found_once_it_is_complete(catalogue: Catalogue) -> None:
     catalogue.commit(version, manifest=DIGEST, summary=SUMMARY)
     entry = catalogue.find("clinic.visits")
     assert (entry.version, entry.manifest, entry.summary, entry.run_key) == (version, DIGEST, SUMMARY, "run")
+    assert entry.nodes == ("a", "b")
     later = begun(catalogue, "later")
     assert catalogue.find("clinic.visits").version == version
     catalogue.commit(later, manifest=DIGEST, summary=SUMMARY)
@@ -77,7 +78,7 @@ def test_a_version_is_found_once_it_is_complete(catalogue: Catalogue) -> None:
 def test_the_same_run_and_spec_find_their_version_again(catalogue: Catalogue) -> None:
     version = begun(catalogue)
     catalogue.commit(version, manifest=DIGEST, summary=SUMMARY)
-    entry, replayed = catalogue.begin("clinic.visits", run_key="run", spec_digest="spec")
+    entry, replayed = catalogue.begin("clinic.visits", run_key="run", spec_digest="spec", nodes=["a"])
     assert (entry.version, replayed) == (version, True)
     assert begun(catalogue, spec_digest="another spec") != version
     assert begun(catalogue, dataset="clinic.other") != version
@@ -92,6 +93,23 @@ def test_a_try_that_was_overtaken_commits_nothing(catalogue: Catalogue) -> None:
     catalogue.commit(others, manifest=DIGEST, summary=SUMMARY)
     told = {entry.version: entry.status for entry in catalogue.entries("clinic.visits")}
     assert told == {first: "removed", second: "stored", others: "stored"}
+
+
+def test_the_newest_version_is_the_one_that_became_complete_last(catalogue: Catalogue) -> None:
+    slow, quick = begun(catalogue, "slow"), begun(catalogue, "quick")
+    for version in (quick, slow):
+        catalogue.commit(version, manifest=DIGEST, summary=SUMMARY)
+    assert catalogue.find("clinic.visits").version == slow
+    assert [entry.version for entry in catalogue.entries("clinic.visits", "stored")] == [quick, slow]
+
+
+def test_what_is_stored_after_all_is_not_taken_back(catalogue: Catalogue) -> None:
+    version, other = begun(catalogue), begun(catalogue, "other")
+    assert catalogue.take_back(other) is True
+    assert catalogue.take_back(other) is True
+    catalogue.commit(version, manifest=DIGEST, summary=SUMMARY)
+    assert catalogue.take_back(version) is False
+    assert catalogue.find("clinic.visits").version == version
 
 
 def test_what_is_removed_cannot_be_restored_and_is_purged_after(catalogue: Catalogue) -> None:
@@ -114,6 +132,8 @@ def test_what_was_begun_long_ago_and_is_not_complete_can_be_given_up(catalogue: 
     catalogue.commit(complete, manifest=DIGEST, summary=SUMMARY)
     now = datetime.now(UTC)
     catalogue.abandon("clinic.visits", begun_before=now - timedelta(hours=1))
+    assert catalogue.entries("clinic.visits", "removed") == []
+    catalogue.abandon("clinic.other", begun_before=now + timedelta(seconds=1))
     assert catalogue.entries("clinic.visits", "removed") == []
     catalogue.abandon("clinic.visits", begun_before=now + timedelta(seconds=1))
     assert [entry.version for entry in catalogue.entries("clinic.visits", "removed")] == [unfinished]

@@ -210,7 +210,7 @@ def test_the_audit_says_what_was_stored_restored_and_repaired(
         "versions": 1,
         "shards": 20,
         "intact": 20,
-        **dict.fromkeys(("damaged", "missing", "unreachable", "rebuilt", "leftovers", "purged"), 0),
+        **dict.fromkeys(("damaged", "missing", "unreachable", "manifests", "rebuilt", "leftovers", "purged"), 0),
     }
 
 

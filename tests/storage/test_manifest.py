@@ -92,6 +92,7 @@ def test_one_intact_copy_is_enough(nodes: tuple[Node, ...], folder: FolderOf) ->
     put(nodes[0], manifest(key_id=5))  # another one: an older version's, or a forged one
     put(nodes[1], one.to_bytes()[:-1])
     put(nodes[2], b"\xff not JSON")
+    put(nodes[3], b"[" * 100_000)
     put(nodes[4], one)
     assert read_manifest(nodes, **asked(one)).digest == one.digest
     told = [manifest_copy(node, **asked(one)) is not None for node in nodes]

@@ -83,6 +83,12 @@ def test_a_full_disk_is_a_node_that_cannot_be_written(tmp_path: Path) -> None:
         with pytest.raises(NodeUnavailable, match="OSError"):
             node.write("f", bytes(1 << 20))
         assert node.names("") == [MARKER]
+        writer = ShardWriter([node, None], "", "a" * 32, Code(1, 1, block_bytes=1 << 16))
+        for _ in range(8):
+            writer.write(bytes(1 << 16))
+        writer.finish()
+        assert (writer.missing, node.names("")) == ({0, 1}, [MARKER])
+        writer.discard()
         node.check()
     finally:
         subprocess.run(["umount", str(mounted)], check=True)
@@ -106,12 +112,17 @@ def test_nodes_are_those_of_the_settings(storage: Settings) -> None:
         ({"a": "x", "b": "x"}, "node a"),
         ({"a": "x", "b": "x/y"}, "node a"),
         ({"a": "s3://bucket/x", "b": "s3://bucket"}, "node a"),
+        ({"a": "s3://bucket/x?region=e", "b": "s3://bucket/y/../x/z?region=e"}, "node a"),
+        ({"a": "x/../keyring"}, "keyring"),
+        ({"a": "link"}, "keyring"),
+        ({"a": "file://HOME/keyring"}, "keyring"),
     ],
 )
 def test_nodes_are_apart_from_keys_and_from_each_other(home: Settings, places: dict[str, str], named: str) -> None:
-    fields = home.model_dump() | {"storage_nodes": places}
+    (home.home / "link").symlink_to(home.keyring)
+    there = {name: place.replace("HOME", str(home.home)) for name, place in places.items()}
     with pytest.raises(ConfigurationError, match=named):
-        storage_nodes(Settings(**fields))
+        storage_nodes(Settings(**home.model_dump() | {"storage_nodes": there}))
 
 
 def test_neighbours_with_like_names_are_apart(home: Settings) -> None:
@@ -122,6 +133,17 @@ def test_neighbours_with_like_names_are_apart(home: Settings) -> None:
 def test_a_place_that_cannot_be_opened_is_a_mistake_in_the_settings() -> None:
     with pytest.raises(ConfigurationError, match="storage_nodes: a"):
         Node("a", "nothing://there/x").check()
+
+
+def test_a_place_that_cannot_be_opened_now_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(uri: str) -> None:
+        raise OSError(uri)
+
+    monkeypatch.setattr("lepton_airflow.storage.nodes._opened", lost)
+    node = Node("a", "s3://bucket/x")
+    assert not node.answers()
+    with pytest.raises(NodeUnavailable):
+        node.read("f")
 
 
 def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -135,6 +136,47 @@ def test_a_shard_of_another_length_is_damaged(
     file.write_bytes(change(file.read_bytes()))
     content, conditions = read(nodes, stored)
     assert (content, conditions[1]) == (CONTENT, "damaged")
+
+
+def test_a_bad_sector_is_damage_and_a_node_that_is_gone_is_not(
+    nodes: tuple[Node, ...], folder: FolderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulated: a disk that fails to read cannot be made here."""
+    stored, _ = write(nodes)
+    opened = Node.open
+
+    class Sector:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def read_at(self, size: int, offset: int) -> bytes:
+            if offset == 64:
+                raise OSError(5, "Input/output error")
+            return bytes(self.file.read_at(size, offset))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(
+        Node, "open", lambda node, path: Sector(opened(node, path)) if node.name == "a" else opened(node, path)
+    )
+    content, conditions = read(nodes, stored)
+    assert (content, conditions[0]) == (CONTENT, "damaged")
+    (folder(nodes[0]) / "lepton-node.json").unlink()
+    content, conditions = read(nodes, stored)
+    assert (content, conditions[0]) == (CONTENT, "unreachable")
+
+
+def test_nothing_stays_open(nodes: tuple[Node, ...], folder: FolderOf) -> None:
+    stored, _ = write(nodes)
+    read(nodes, stored)
+    files, threads = len([*Path("/proc/self/fd").iterdir()]), threading.active_count()
+    for _ in range(3):
+        read(nodes, write(nodes)[0])
+    shutil.rmtree(folder(nodes[0]) / "d")
+    for _ in range(3):
+        read(nodes, stored)
+    assert (len([*Path("/proc/self/fd").iterdir()]), threading.active_count()) == (files, threads)
 
 
 def test_a_shard_in_anothers_place_is_damaged(nodes: tuple[Node, ...], folder: FolderOf) -> None:

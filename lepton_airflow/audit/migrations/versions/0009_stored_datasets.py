@@ -21,12 +21,17 @@ def upgrade() -> None:
         sql.Column("run_key", sql.Text, nullable=False),
         sql.Column("spec_digest", sql.Text, nullable=False),
         sql.Column("begun_at", sql.Text, nullable=False),
+        sql.Column("nodes", sql.Text, nullable=False),
+        sql.Column("position", sql.BigInteger, nullable=True, unique=True),
         sql.Column("manifest", sql.Text, nullable=True),
         sql.Column("summary", sql.Text, nullable=True),
         sql.CheckConstraint(
             "status IN ('writing', 'stored', 'removed', 'purged')", name="lepton_stored_dataset_status"
         ),
-        sql.CheckConstraint("status <> 'stored' OR manifest IS NOT NULL", name="lepton_stored_dataset_manifest"),
+        sql.CheckConstraint(
+            "status <> 'stored' OR (manifest IS NOT NULL AND position IS NOT NULL)",
+            name="lepton_stored_dataset_manifest",
+        ),
     )
     op.create_index("ix_lepton_stored_dataset_dataset", "lepton_stored_dataset", ["dataset"])
     op.create_index("ix_lepton_stored_dataset_run_key", "lepton_stored_dataset", ["run_key"])
