@@ -53,6 +53,7 @@ def list_files(folder: str, *, place: str) -> tuple[File, ...]:
     try:
         files, root = open_place(folder)
         found = files.get_file_info(fs.FileSelector(root, recursive=True))
+        inside = [(posixpath.relpath(info.path, root), info) for info in found if info.is_file]
     except (CannotOpen, OSError) as error:
         raise UnreadableSource(
             f"The folder cannot be read ({type(error).__name__}).",
@@ -63,7 +64,6 @@ def list_files(folder: str, *, place: str) -> tuple[File, ...]:
         raise InvalidData(
             "The name of a file is not in UTF-8.", place=place, remedy="Rename it, and store the folder again."
         ) from None
-    inside = [(posixpath.relpath(info.path, root), info) for info in found if info.is_file]
     chosen = [File(name, info.size) for name, info in inside if not _is_left_out(name)]
     if not chosen:
         raise EmptyTable(

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from lepton_airflow.errors import (
     AuditUnavailable,
     ConfigurationError,
     EmptyTable,
+    InvalidData,
     KeyUnavailable,
     LeptonError,
     NodeUnavailable,
@@ -456,3 +458,145 @@ def test_a_try_that_is_killed_is_taken_back_by_the_next_one(
     assert {path.split("/")[2] for path in on_nodes(nodes, folder)} == {stored["version"]}
     restore()
     assert contents(tmp_path / "restored") == contents(source)
+
+
+def statuses(settings: Settings) -> list[str]:
+    engine = connect(settings)
+    try:
+        return [entry.status for entry in Catalogue(engine).entries()]
+    finally:
+        engine.dispose()
+
+
+def test_a_store_that_fails_leaves_nothing_and_is_purged(
+    store: Any, storage: Settings, nodes: Nodes, folder: FolderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("lepton_airflow.storage.storing._put_manifest", fails)
+    with pytest.raises(LeptonError, match="KeyError"):
+        store()
+    assert on_nodes(nodes, folder) == {}
+    assert statuses(storage) == ["purged"]
+
+
+def test_a_try_that_was_overtaken_leaves_nothing_either(
+    store: Any, storage: Settings, nodes: Nodes, folder: FolderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = Catalogue.commit
+
+    def overtaken(catalogue: Catalogue, version: str, **options: Any) -> None:
+        (mine,) = catalogue.entries("clinic.visits", "writing")
+        catalogue.begin("clinic.visits", run_key=mine.run_key, spec_digest=mine.spec_digest, nodes=mine.nodes)
+        catalogue.purged(version)
+        commit(catalogue, version, **options)
+
+    monkeypatch.setattr(Catalogue, "commit", overtaken)
+    with pytest.raises(StorageError, match="took this version back"):
+        store()
+    assert on_nodes(nodes, folder) == {}
+    assert statuses(storage) == ["purged", "writing"]
+
+
+def test_what_was_never_complete_is_given_up_when_asked(
+    store: Any, repair: Any, storage: Settings, nodes: Nodes, folder: FolderOf
+) -> None:
+    with pytest.raises(StorageError, match="No version"):
+        repair("unknown")
+    engine = connect(storage)
+    entry, _ = Catalogue(engine).begin("clinic.visits", run_key="dead", spec_digest="d", nodes=list("abcde"))
+    engine.dispose()
+    place = folder_of("clinic.visits", entry.version)
+    nodes[0].make_folder(place)
+    nodes[0].write(f"{place}/shard", b"x")
+    assert repair("now", abandon_after_hours=1)["purged"] == 0
+    with sqlite3.connect(storage.home / "audit.db") as database:
+        database.execute("UPDATE lepton_stored_dataset SET begun_at = '2026-01-01T00:00:00.000000+00:00'")
+    assert repair("not asked")["purged"] == 0
+    with pytest.raises(SpecError, match="without repair"):
+        repair("only counts", repair=False, abandon_after_hours=1)
+    later = repair("later", abandon_after_hours=1)
+    assert (later["versions"], later["purged"]) == (0, 1)
+    assert on_nodes(nodes, folder) == {}
+
+
+def test_counting_deletes_nothing(store: Any, repair: Any, storage: Settings, nodes: Nodes, folder: FolderOf) -> None:
+    store("1")
+    second = store("2")
+    with sqlite3.connect(storage.home / "audit.db") as database:
+        database.execute("UPDATE lepton_stored_dataset SET status = 'removed' WHERE run_key = '1'")
+    before = on_nodes(nodes, folder)
+    assert repair("count", repair=False)["purged"] == 0
+    assert on_nodes(nodes, folder) == before
+    assert repair()["purged"] == 1
+    assert {path.split("/")[2] for path in on_nodes(nodes, folder)} == {second["version"]}
+
+
+def test_of_several_versions_the_loss_is_told_and_the_others_are_mended(
+    store: Any, repair: Any, nodes: Nodes, folder: FolderOf
+) -> None:
+    first, second = store("1"), store("2")
+    for node in nodes[:3]:
+        shutil.rmtree(folder(node) / folder_of("clinic.visits", first["version"]))
+    shutil.rmtree(folder(nodes[4]) / folder_of("clinic.visits", second["version"]))
+    with pytest.raises(ShardsLost, match=first["version"]):
+        repair()
+    assert repair("second", version=second["version"])["intact"] == 20
+
+
+def test_a_rerun_does_not_remove_its_own_version(store: Any, restore: Any) -> None:
+    first = store("1", keep_versions=1)
+    store("2")
+    again = store("1", keep_versions=1)
+    assert (again["replayed"], again["removed"]) == (True, [])
+    assert restore(version=first["version"])["version"] == first["version"]
+
+
+def test_a_node_that_the_settings_lost_is_not_taken_for_cleared(
+    store: Any, repair: Any, storage: Settings, nodes: Nodes, folder: FolderOf
+) -> None:
+    first = store("1")
+    with sqlite3.connect(storage.home / "audit.db") as database:
+        database.execute("UPDATE lepton_stored_dataset SET status = 'removed'")
+    file = storage.home / "lepton.yaml"
+    whole = file.read_text()
+    file.write_text(whole.replace(f"  e: {folder(nodes[4])}\n", ""))
+    fewer = load_settings(storage.home)
+    assert [*fewer.storage_nodes] == list("abcd")
+    spec = {"dataset": "clinic.visits", "purpose": "test"}
+    assert run_job("repair_storage", spec, settings=fewer, run_key="fewer")["purged"] == 0
+    assert {path.partition("/")[0] for path in on_nodes(nodes, folder)} == {"e"}
+    assert repair()["purged"] == 1
+    assert on_nodes(nodes, folder) == {}, first
+
+
+def test_a_version_that_is_removed_while_it_is_repaired_does_not_come_back(
+    store: Any, repair: Any, storage: Settings, nodes: Nodes, folder: FolderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lepton_airflow.storage import repairing
+
+    store()
+    checked = repairing.check
+
+    def removed_first(*arguments: Any, **options: Any) -> Any:
+        with sqlite3.connect(storage.home / "audit.db") as database:
+            database.execute("UPDATE lepton_stored_dataset SET status = 'purged'")
+        for node in nodes:
+            shutil.rmtree(folder(node) / "clinic%2Evisits")
+        return checked(*arguments, **options)
+
+    monkeypatch.setattr(repairing, "check", removed_first)
+    assert repair()["versions"] == 0
+    assert on_nodes(nodes, folder) == {}
+
+
+def test_files_that_are_no_table_of_ours_are_stored_all_the_same(store: Any, source: Path) -> None:
+    (source / "part-9.parquet").write_bytes(b"PARE" + bytes(100) + (50).to_bytes(4, "little") + b"PARE")
+    assert store()["files"] == 5
+
+
+def test_a_name_that_is_no_text_is_told(store: Any, source: Path) -> None:
+    Path(os.fsdecode(bytes(source) + b"/\xff.bin")).write_bytes(b"x")
+    with pytest.raises(InvalidData, match="UTF-8"):
+        store()

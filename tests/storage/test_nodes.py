@@ -204,7 +204,16 @@ def test_shards_on_object_stores_and_a_folder_together(
         assert b"".join(iter(lambda: reader.read(999), b"")) == content  # noqa: B023
         reader.close()
         shards.close()
-    assert mixed[0].names("d/v") == ["a" * 32 + ".00"]
+    (name,) = mixed[0].names("d/v")
+    assert name == "a" * 32 + ".00"
+    whole = mixed[0].read(f"d/v/{name}")
+    assert whole is not None
+    for cut in (0, 100, len(whole) - 1):
+        mixed[0].write(f"d/v/{name}", whole[:cut])
+        shards = ObjectShards(mixed, "xay", "d/v", stored, code, "here")
+        assert shards.blocks(0).keys() == {1, 2}
+        assert shards.conditions[0] == "damaged"
+        shards.close()
     mixed[0].write("d/v/b", b"old")
     mixed[0].write("d/v/b", b"new")
     for path, there in (("d/v/b", b"new"), ("d/v/c", None)):
