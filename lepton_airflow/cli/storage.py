@@ -79,7 +79,7 @@ def _versions(dataset: str, entries: list[Entry]) -> Table:
     # A version is there to be copied: in a narrow terminal it goes on in the next line.
     version, stored = Column("version", overflow="fold"), Column("stored (UTC)", overflow="fold")
     files, size = Column("files", justify="right"), Column("bytes", justify="right")
-    table = Table(version, stored, files, size, "missing shards", title=escape(dataset), title_justify="left")
+    table = Table(version, stored, files, size, "missing when stored", title=escape(dataset), title_justify="left")
     for entry in entries:
         missing = ", ".join(f"{count} on {node}" for node, count in entry.summary["missing"].items())
         figures = (f"{entry.summary['files']:,}", f"{entry.summary['bytes']:,}")
