@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pwd
 import shutil
@@ -15,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -106,6 +107,22 @@ def home(tmp_path: Path) -> Settings:
     for cipher in ("AES256_GCM", "AES256_SIV", "FF1"):
         FileKeyring(settings.keyring).create("clinic", cipher=cipher, recipients=[recipient])
     return settings
+
+
+@pytest.fixture(scope="session")
+def events() -> Callable[..., list[dict[str, Any]]]:
+    """Reads the events of a deployment's log, but those that every run has; only those of an action, if one is named."""
+    from lepton_airflow.audit.database import connect, leaf_table
+
+    def read(home: Settings, action: str | None = None) -> list[dict[str, Any]]:
+        engine = connect(home)
+        with engine.connect() as connection:
+            payloads = connection.scalars(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id)).all()
+        engine.dispose()
+        found = [event for event in map(json.loads, payloads) if event["action"] not in ("producer", "policy.load")]
+        return [event for event in found if action in (None, event["action"])]
+
+    return read
 
 
 def _server_binaries() -> Path | None:

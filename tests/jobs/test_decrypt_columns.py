@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sql
 
-from lepton_airflow.audit.database import connect, leaf_table
 from lepton_airflow.errors import AccessDenied, DecryptionFailed, KeyUnavailable, MissingColumn, SpecError
 from lepton_airflow.jobs.runner import run_job
 from lepton_airflow.settings import Settings
@@ -54,14 +51,6 @@ def spec(path: Path, target: str, **changes: Any) -> dict[str, Any]:
     return fields | changes
 
 
-def events(home: Settings) -> list[dict[str, Any]]:
-    engine = connect(home)
-    with engine.connect() as connection:
-        payloads = connection.execute(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id)).scalars().all()
-    engine.dispose()
-    return [event for event in map(json.loads, payloads) if event["action"] not in ("producer", "policy.load")]
-
-
 def rows(frame: Any) -> list[str]:
     return sorted(map(repr, frame.collect()))
 
@@ -97,7 +86,7 @@ def test_chosen_columns_come_back_and_the_others_stay_protected(
 
 @pytest.mark.parametrize("road", ROADS)
 def test_what_cannot_be_decrypted_fails_the_job_or_becomes_null_and_is_counted(
-    road: str, spark: Any, home: Settings, protected: Path
+    road: str, spark: Any, home: Settings, protected: Path, events: Any
 ) -> None:
     from pyspark.sql import functions as F
 
@@ -128,7 +117,9 @@ def test_what_cannot_be_decrypted_fails_the_job_or_becomes_null_and_is_counted(
     assert {row.id for row in clear.where("name is null").collect()} == {0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 1, 2, 3}
 
 
-def test_it_needs_the_permission_to_decrypt_the_columns_for_the_purpose(home: Settings, protected: Path) -> None:
+def test_it_needs_the_permission_to_decrypt_the_columns_for_the_purpose(
+    home: Settings, protected: Path, events: Any
+) -> None:
     grants = home.policy.read_text()
     home.policy.write_text(grants.replace('columns: ["*"]', 'columns: ["patient_*"]'))
     with pytest.raises(AccessDenied, match="decrypt"):
@@ -143,7 +134,9 @@ def test_it_needs_the_permission_to_decrypt_the_columns_for_the_purpose(home: Se
 
 
 @pytest.mark.parametrize("written", ["name", "`name`", "na[m]e", "*", "address.street", "`address`.street"])
-def test_a_denial_holds_however_the_column_is_written(written: str, home: Settings, protected: Path) -> None:
+def test_a_denial_holds_however_the_column_is_written(
+    written: str, home: Settings, protected: Path, events: Any
+) -> None:
     rule = 'role: "*", actions: [decrypt], datasets: ["*"], columns: [name, address.street], purposes: ["*"]'
     home.policy.write_text(f"{home.policy.read_text()}denials:\n  - {{id: not-these, {rule}}}\n")
     with pytest.raises(AccessDenied, match="not-these"):

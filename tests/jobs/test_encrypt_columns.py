@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sql
 
 from lepton_airflow.audit import runs
-from lepton_airflow.audit.database import connect, leaf_table
+from lepton_airflow.audit.database import connect
 from lepton_airflow.encryption.dataframe import protections_of, reveal
 from lepton_airflow.errors import (
     AccessDenied,
@@ -55,14 +54,6 @@ def spec(path: str, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return fields | changes
 
 
-def events(home: Settings) -> list[dict[str, Any]]:
-    engine = connect(home)
-    with engine.connect() as connection:
-        payloads = connection.execute(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id)).scalars().all()
-    engine.dispose()
-    return [event for event in map(json.loads, payloads) if event["action"] not in ("producer", "policy.load")]
-
-
 def test_a_table_is_protected_and_comes_back_exactly(spark: Any, home: Settings, source: str, tmp_path: Path) -> None:
     summary = run_job("encrypt_columns", spec(source, tmp_path), settings=home, run_key="d/t/r/-1")
     assert summary == {
@@ -88,7 +79,9 @@ def test_a_table_is_protected_and_comes_back_exactly(spark: Any, home: Settings,
     assert dict(revealed.dtypes) == {"id": "int", "name": "string", "email": "string", "charge": "double"}
 
 
-def test_the_audit_has_the_intent_before_and_the_outcome_after(home: Settings, source: str, tmp_path: Path) -> None:
+def test_the_audit_has_the_intent_before_and_the_outcome_after(
+    home: Settings, source: str, tmp_path: Path, events: Any
+) -> None:
     run_job("encrypt_columns", spec(source, tmp_path), settings=home, run_key="d/t/r/-1")
     intent, outcome = events(home)
     assert (intent["phase"], outcome["phase"]) == ("intent", "success")
@@ -130,7 +123,13 @@ BAD: list[tuple[dict[str, Any], type[LeptonError], str]] = [
 
 @pytest.mark.parametrize(("changes", "error", "names"), BAD, ids=[error.__name__ for _, error, _ in BAD])
 def test_bad_input_is_one_typed_error_in_audit_and_result(
-    changes: dict[str, Any], error: type[LeptonError], names: str, home: Settings, source: str, tmp_path: Path
+    changes: dict[str, Any],
+    error: type[LeptonError],
+    names: str,
+    home: Settings,
+    source: str,
+    tmp_path: Path,
+    events: Any,
 ) -> None:
     with pytest.raises(error) as caught:
         run_job("encrypt_columns", spec(source, tmp_path, **changes), settings=home, run_key="r", attempt="1")
@@ -170,7 +169,9 @@ def test_an_empty_table_is_refused_and_the_old_target_stays(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "lepton", "protected", "raw"]
 
 
-def test_an_identity_to_which_the_keyset_is_not_sealed_is_refused(home: Settings, source: str, tmp_path: Path) -> None:
+def test_an_identity_to_which_the_keyset_is_not_sealed_is_refused(
+    home: Settings, source: str, tmp_path: Path, events: Any
+) -> None:
     from lepton_airflow.keys.identity import generate_identity
 
     generate_identity("stranger", identities=home.identities, recipients=home.recipients)
@@ -230,7 +231,7 @@ def test_any_source_and_sink_of_spark_will_do(
 
 
 def test_patterns_and_tags_choose_columns_and_the_policy_is_asked_about_those(
-    spark: Any, home: Settings, source: str, tmp_path: Path
+    spark: Any, home: Settings, source: str, tmp_path: Path, events: Any
 ) -> None:
     from pyspark.sql import functions as F
 
@@ -254,7 +255,7 @@ def test_a_sensitive_column_that_is_not_protected_fails_the_job(home: Settings, 
 
 @pytest.mark.slow
 def test_a_driver_killed_in_mid_write_leaves_nothing_and_the_rerun_succeeds(
-    spark: Any, home: Settings, tmp_path: Path
+    spark: Any, home: Settings, tmp_path: Path, events: Any
 ) -> None:
     big = str(tmp_path / "big")
     rows = 400_000

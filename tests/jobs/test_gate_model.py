@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import sqlalchemy as sql
 
-from lepton_airflow.audit.database import connect, leaf_table
 from lepton_airflow.errors import (
     AccessDenied,
     GateRefused,
@@ -125,14 +123,6 @@ def gate(home: Settings, fields: dict[str, Any], run_key: str = "d/gate/r/-1") -
     return run_job("gate_model", fields, settings=home, run_key=run_key)
 
 
-def events(home: Settings) -> list[dict[str, Any]]:
-    engine = connect(home)
-    with engine.connect() as connection:
-        payloads = connection.execute(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id)).scalars().all()
-    engine.dispose()
-    return [event for event in map(json.loads, payloads) if event["action"] not in ("producer", "policy.load")]
-
-
 def copied(model: Path, target: Path, **card: Any) -> Path:
     shutil.copytree(model, target)
     file = target / "model_card.json"
@@ -141,7 +131,7 @@ def copied(model: Path, target: Path, **card: Any) -> Path:
 
 
 def test_a_model_that_keeps_its_promise_on_new_patients_passes(
-    home: Settings, model: Path, tables: dict[str, str], tmp_path: Path
+    home: Settings, model: Path, tables: dict[str, str], tmp_path: Path, events: Any
 ) -> None:
     """The new visits are protected; the model's card says which columns to decrypt."""
     target = str(tmp_path / "protected")
@@ -174,7 +164,7 @@ def test_a_model_that_keeps_its_promise_on_new_patients_passes(
 
 
 def test_a_model_below_a_minimum_is_refused_with_its_numbers(
-    home: Settings, model: Path, tables: dict[str, str]
+    home: Settings, model: Path, tables: dict[str, str], events: Any
 ) -> None:
     strict = {"minimum_clean_accuracy": 0.5, "minimum_robust_accuracy": 1.0}
     with pytest.raises(GateRefused, match=r"robust accuracy 0\.\d+ \(\d+ of 189\) is below 1") as caught:
@@ -187,7 +177,7 @@ def test_a_model_below_a_minimum_is_refused_with_its_numbers(
 
 
 def test_a_masked_model_is_refused_however_high_it_scores(
-    home: Settings, model: Path, tables: dict[str, str], tmp_path: Path
+    home: Settings, model: Path, tables: dict[str, str], tmp_path: Path, events: Any
 ) -> None:
     import keras
 
@@ -215,7 +205,7 @@ def test_people_whom_the_model_was_trained_on_are_refused(home: Settings, model:
 
 
 def test_the_example_gates_the_clinics_model_on_new_patients(
-    home: Settings, model: Path, tables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Settings, model: Path, tables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Any
 ) -> None:
     home.policy.write_text(home.policy.read_text().replace("[test]", "[test, diagnosis model]"))
     copied(model, tmp_path / "models" / "diagnosis")
@@ -264,7 +254,9 @@ def test_a_tampered_model_is_not_loaded(home: Settings, model: Path, tables: dic
         gate(home, spec(tables["new"], tampered))
 
 
-def test_who_may_train_may_not_therefore_evaluate(home: Settings, model: Path, tables: dict[str, str]) -> None:
+def test_who_may_train_may_not_therefore_evaluate(
+    home: Settings, model: Path, tables: dict[str, str], events: Any
+) -> None:
     home.policy.write_text(home.policy.read_text().replace("evaluate, ", ""))
     with pytest.raises(AccessDenied, match="evaluate"):
         gate(home, spec(tables["new"], model))

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sql
 
 from lepton_airflow.audit import runs
-from lepton_airflow.audit.database import connect, leaf_table
+from lepton_airflow.audit.database import connect
 from lepton_airflow.errors import (
     AccessDenied,
     BudgetError,
@@ -84,14 +83,6 @@ def run(home: Settings, fields: dict[str, Any], run_key: str = "d/t/r/-1") -> di
     return run_job("release_aggregates", fields, settings=home, run_key=run_key)
 
 
-def events(home: Settings) -> list[dict[str, Any]]:
-    engine = connect(home)
-    with engine.connect() as connection:
-        payloads = connection.execute(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id)).scalars().all()
-    engine.dispose()
-    return [event for event in map(json.loads, payloads) if event["action"] not in ("producer", "policy.load")]
-
-
 def protect(home: Settings, table: str, tmp_path: Path, **columns: str) -> str:
     """Encrypt ``columns`` of the table under the keyset of the home; the protected table's path."""
     fields = {
@@ -133,7 +124,7 @@ def test_a_release_is_published_and_paid_for(home: Settings, ledger: Ledger, tab
 
 
 def test_the_audit_says_what_left_and_holds_no_number_of_the_table(
-    home: Settings, ledger: Ledger, table: str, tmp_path: Path
+    home: Settings, ledger: Ledger, table: str, tmp_path: Path, events: Any
 ) -> None:
     run(home, spec(table, tmp_path))
     intent, success = events(home)
@@ -173,7 +164,9 @@ def test_a_changed_spec_under_the_run_key_is_refused(
     assert ledger.balance(dataset=DATASET, unit=UNIT).left == 60
 
 
-def test_overspending_is_refused_before_the_table_is_opened(home: Settings, ledger: Ledger, tmp_path: Path) -> None:
+def test_overspending_is_refused_before_the_table_is_opened(
+    home: Settings, ledger: Ledger, tmp_path: Path, events: Any
+) -> None:
     with pytest.raises(BudgetExhausted, match=r"asks for epsilon 100\.5; of 100 there is 100 left"):
         run(home, spec("/nowhere", tmp_path, epsilon="100.5"))
     assert [event["phase"] for event in events(home)] == ["intent", "failure"]
@@ -208,7 +201,7 @@ def test_a_table_that_does_not_fit_the_spec_costs_nothing(
 
 
 def test_an_encrypted_table_gives_the_same_aggregates(
-    home: Settings, ledger: Ledger, table: str, tmp_path: Path
+    home: Settings, ledger: Ledger, table: str, tmp_path: Path, events: Any
 ) -> None:
     """Epsilon is so large that the noise is zero, so that the two releases must agree to the last digit."""
     engine = connect(home)
@@ -377,7 +370,9 @@ def test_encrypted_keys_are_not_published(home: Settings, ledger: Ledger, table:
         run(home, spec(protected, tmp_path, groups={"name": DATASET, "path": protected}))
 
 
-def test_what_needs_approval_is_not_published(home: Settings, ledger: Ledger, table: str, tmp_path: Path) -> None:
+def test_what_needs_approval_is_not_published(
+    home: Settings, ledger: Ledger, table: str, tmp_path: Path, events: Any
+) -> None:
     summary = run(home, spec(table, tmp_path, approval="required"))
     assert (summary["published"], (tmp_path / "release.json").exists()) == (False, False)
     assert events(home)[-1]["details"]["state"] == "drawn"

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import sqlalchemy as sql
 
-from lepton_airflow.audit.database import connect, leaf_table
+from lepton_airflow.audit.database import connect
 from lepton_airflow.errors import (
     AccessDenied,
     AuditUnavailable,
@@ -100,15 +99,6 @@ def spec(path: str, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return fields | changes
 
 
-def events(home: Settings, action: str | None = None) -> list[dict[str, Any]]:
-    engine = connect(home)
-    with engine.connect() as connection:
-        payloads = connection.execute(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id)).scalars().all()
-    engine.dispose()
-    found = [event for event in map(json.loads, payloads) if event["action"] not in ("producer", "policy.load")]
-    return [event for event in found if event["action"] == action] if action else found
-
-
 def test_a_protected_table_becomes_a_robust_model(home: Settings, protected: str, tmp_path: Path) -> None:
     summary = run_job("retrain_model", spec(protected, tmp_path), settings=home, run_key="d/t/r/-1")
     folder = tmp_path / "models" / "diagnosis"
@@ -130,7 +120,9 @@ def test_a_protected_table_becomes_a_robust_model(home: Settings, protected: str
     assert (card["run_key"], card["purpose"]) == ("d/t/r/-1", "test")
 
 
-def test_training_and_decryption_are_authorised_and_recorded(home: Settings, protected: str, tmp_path: Path) -> None:
+def test_training_and_decryption_are_authorised_and_recorded(
+    home: Settings, protected: str, tmp_path: Path, events: Any
+) -> None:
     summary = run_job("retrain_model", spec(protected, tmp_path), settings=home, run_key="d/t/r/-1")
     told = [(event["action"], event["phase"]) for event in events(home) if event["run_key"] == "d/t/r/-1"]
     assert told == [
@@ -164,14 +156,16 @@ def test_nothing_is_written_in_the_clear(home: Settings, protected: str, tmp_pat
     assert not [(path, needle) for path in files for needle in needles if needle in path.read_bytes()]
 
 
-def test_a_rerun_finds_its_model_and_does_not_train_again(home: Settings, protected: str, tmp_path: Path) -> None:
+def test_a_rerun_finds_its_model_and_does_not_train_again(
+    home: Settings, protected: str, tmp_path: Path, events: Any
+) -> None:
     first = run_job("retrain_model", spec(protected, tmp_path), settings=home, run_key="d/t/r/-1")
     second = run_job("retrain_model", spec(protected, tmp_path), settings=home, run_key="d/t/r/-1")
     assert second == first | {"replayed": True}
     assert len(events(home, "decrypt")) == 2, "intent and success of the first run only"
 
 
-def test_a_refused_model_leaves_the_champion(home: Settings, protected: str, tmp_path: Path) -> None:
+def test_a_refused_model_leaves_the_champion(home: Settings, protected: str, tmp_path: Path, events: Any) -> None:
     first = run_job("retrain_model", spec(protected, tmp_path), settings=home, run_key="first")
     strict = spec(protected, tmp_path, gate={"minimum_clean_accuracy": 0.5, "minimum_robust_accuracy": 1.0})
     with pytest.raises(GateRefused, match="robust accuracy"):
@@ -198,13 +192,15 @@ def test_a_model_whose_outcome_cannot_be_recorded_is_not_published(
     assert not (tmp_path / "models" / "diagnosis").exists()
 
 
-def test_a_table_in_the_clear_needs_no_decryption(home: Settings, visits: str, tmp_path: Path) -> None:
+def test_a_table_in_the_clear_needs_no_decryption(home: Settings, visits: str, tmp_path: Path, events: Any) -> None:
     summary = run_job("retrain_model", spec(visits, tmp_path), settings=home, run_key="r")
     assert summary["gate"] == "passed"
     assert not events(home, "decrypt")
 
 
-def test_who_may_train_but_not_decrypt_reads_nothing(home: Settings, protected: str, tmp_path: Path) -> None:
+def test_who_may_train_but_not_decrypt_reads_nothing(
+    home: Settings, protected: str, tmp_path: Path, events: Any
+) -> None:
     home.policy.write_text(home.policy.read_text().replace("decrypt, ", ""))
     with pytest.raises(AccessDenied, match="decrypt"):
         run_job("retrain_model", spec(protected, tmp_path), settings=home, run_key="r")
@@ -333,7 +329,7 @@ def test_what_was_judged_is_in_the_registry(home: Settings, visits: str, tmp_pat
 
 @pytest.mark.slow
 def test_private_training_is_paid_once_and_refused_when_nothing_is_left(
-    home: Settings, protected: str, tmp_path: Path
+    home: Settings, protected: str, tmp_path: Path, events: Any
 ) -> None:
     from decimal import Decimal
 
@@ -387,7 +383,9 @@ def test_two_workers_train_one_model(home: Settings, protected: str, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_job_that_was_killed_goes_on_from_its_last_checkpoint(home: Settings, protected: str, tmp_path: Path) -> None:
+def test_a_job_that_was_killed_goes_on_from_its_last_checkpoint(
+    home: Settings, protected: str, tmp_path: Path, events: Any
+) -> None:
     program = textwrap.dedent(
         """
         import json, sys

@@ -10,9 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import sqlalchemy as sql
 
-from lepton_airflow.audit.database import connect, leaf_table
 from lepton_airflow.errors import (
     AccessDenied,
     InvalidData,
@@ -103,15 +101,9 @@ def score(home: Settings, champion: Path, path: str, **changes: Any) -> dict[str
     return run_job("score_model", spec | changes, settings=home, run_key="score")
 
 
-def events(home: Settings, action: str) -> list[dict[str, Any]]:
-    engine = connect(home)
-    with engine.connect() as connection:
-        payloads = connection.execute(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id)).scalars().all()
-    engine.dispose()
-    return [event for event in map(json.loads, payloads) if event["action"] == action]
-
-
-def test_the_rows_of_a_protected_table_tell_a_drift(home: Settings, champion: Path, tmp_path: Path) -> None:
+def test_the_rows_of_a_protected_table_tell_a_drift(
+    home: Settings, champion: Path, tmp_path: Path, events: Any
+) -> None:
     raw = written(pa.concat_tables([visits(), visits(drifted=True)]), tmp_path / "raw")
     protect = {
         "source": {"name": "clinic.raw", "path": raw},
@@ -200,7 +192,7 @@ def test_what_cannot_be_scored_is_one_typed_error(
     assert (champion / "model.keras").exists()
 
 
-def test_a_tampered_model_is_not_loaded(home: Settings, champion: Path, tmp_path: Path) -> None:
+def test_a_tampered_model_is_not_loaded(home: Settings, champion: Path, tmp_path: Path, events: Any) -> None:
     import shutil
 
     copy = tmp_path / "diagnosis"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sql
 
-from lepton_airflow.audit.database import connect, leaf_table
+from lepton_airflow.audit.database import connect
 from lepton_airflow.errors import (
     AccessDenied,
     AuditUnavailable,
@@ -92,14 +91,6 @@ def on_nodes(nodes: Nodes, folder: FolderOf) -> dict[str, bytes]:
         for file in sorted(folder(node).rglob("*"))
         if file.is_file() and file.name != MARKER
     }
-
-
-def events(home: Settings, action: str) -> list[dict[str, Any]]:
-    engine = connect(home)
-    with engine.connect() as connection:
-        payloads = connection.scalars(sql.select(leaf_table.c.payload).order_by(leaf_table.c.id)).all()
-    engine.dispose()
-    return [event for event in map(json.loads, payloads) if event["action"] == action]
 
 
 def test_a_dataset_survives_the_loss_of_two_nodes_and_is_made_whole_again(
@@ -185,7 +176,7 @@ def test_when_three_nodes_are_lost_so_are_the_data_and_the_target_stays(
 
 
 def test_the_audit_says_what_was_stored_restored_and_repaired(
-    store: Any, restore: Any, repair: Any, storage: Settings, source: Path
+    store: Any, restore: Any, repair: Any, storage: Settings, source: Path, events: Any
 ) -> None:
     stored = store("d/store/r/-1")
     restore("d/restore/r/-1")
@@ -226,6 +217,7 @@ def test_without_a_grant_nothing_is_read_or_written(
     folder: FolderOf,
     tmp_path: Path,
     action: str,
+    events: Any,
 ) -> None:
     if action != "store":
         store()
@@ -256,7 +248,7 @@ def test_a_node_learns_nothing_but_names_and_sizes(
 
 
 def test_a_rerun_finds_what_it_stored_and_restored(
-    store: Any, restore: Any, nodes: Nodes, folder: FolderOf, storage: Settings
+    store: Any, restore: Any, nodes: Nodes, folder: FolderOf, storage: Settings, events: Any
 ) -> None:
     first, before = store(), on_nodes(nodes, folder)
     assert store() == first | {"replayed": True}
