@@ -37,13 +37,14 @@ class ErasureCode:
         """All blocks of a stripe."""
         return self.data + self.parity
 
-    def encode(self, stripe: bytes | bytearray | memoryview) -> list[bytes]:
+    def encode(self, stripe: bytes) -> list[memoryview]:
         """Cut and code a stripe.
 
         :param stripe: one byte at least
         :returns: ``blocks`` blocks of ``ceil(len(stripe) / data)`` bytes; the data ones are padded with zeros
         """
-        return [fragment[_HEADER_BYTES:] for fragment in _driver(self.data, self.parity).encode(bytes(stripe))]
+        fragments = _driver(self.data, self.parity).encode(stripe)
+        return [memoryview(fragment)[_HEADER_BYTES:] for fragment in fragments]
 
     def decode(self, blocks: Mapping[int, bytes], length: int) -> bytes:
         """The stripe of ``length`` bytes.

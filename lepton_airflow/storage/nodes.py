@@ -185,7 +185,7 @@ class NodeWriter:
             self._stream = files.open_output_stream(self._beside)
         self._open = True
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         with self._node._reaching():
             self._stream.write(data)
 

@@ -33,7 +33,9 @@ class ShardWriter(io.RawIOBase):
         self._id = object_id
         self._code = code
         self._erasure = ErasureCode(code.data, code.parity)
-        self._stripe = bytearray()
+        # Parts of the stripe that comes in, and how much of it they are.
+        self._parts: list[bytes] = []
+        self._filled = 0
         self._bytes = 0
         self._digests = [bytearray() for _ in nodes]
         self._writers: dict[int, NodeWriter] = {}
@@ -53,12 +55,16 @@ class ShardWriter(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        self._stripe += data
-        self._bytes += len(data)
-        size = self._code.data * self._code.block_bytes
-        while len(self._stripe) >= size:
-            self._send(self._stripe[:size])
-            del self._stripe[:size]
+        rest, size = memoryview(data), self._code.data * self._code.block_bytes
+        self._bytes += len(rest)
+        while rest:
+            # Tink's buffer is its own again after this call.
+            part = bytes(rest[: size - self._filled])
+            self._parts.append(part)
+            self._filled += len(part)
+            rest = rest[len(part) :]
+            if self._filled == size:
+                self._send()
         return len(data)
 
     def finish(self, *, expected: StoredObject | None = None) -> StoredObject:
@@ -67,8 +73,8 @@ class ShardWriter(io.RawIOBase):
         :param expected: what must have come out; None if that is not known yet
         :raises ShardsLost: something else did; no shard is left in place
         """
-        if self._stripe:
-            self._send(self._stripe)
+        if self._filled:
+            self._send()
         self._wait()
         digests = [bytes(one) for one in self._digests]
         written = StoredObject(self._id, self._bytes, tuple(hashlib.sha256(one).hexdigest() for one in digests))
@@ -89,8 +95,9 @@ class ShardWriter(io.RawIOBase):
         for writer in self._writers.values():
             writer.discard()
 
-    def _send(self, stripe: bytes | bytearray) -> None:
-        blocks = self._erasure.encode(stripe)
+    def _send(self) -> None:
+        blocks = self._erasure.encode(b"".join(self._parts))
+        self._parts, self._filled = [], 0
         # A shard's blocks are in order: one stripe is on its way at a time.
         self._wait()
         self._sent = [self._pool.submit(self._put, number, block) for number, block in enumerate(blocks)]
@@ -100,14 +107,14 @@ class ShardWriter(io.RawIOBase):
             sent.result()
         self._sent = []
 
-    def _put(self, number: int, block: bytes) -> None:
+    def _put(self, number: int, block: memoryview) -> None:
         self._digests[number] += hashlib.sha256(block).digest()
         self._try(number, block)
 
     def _end(self, number: int, digests: bytes) -> None:
         self._try(number, digests, commit=True)
 
-    def _try(self, number: int, data: bytes, *, commit: bool = False) -> None:
+    def _try(self, number: int, data: bytes | memoryview, *, commit: bool = False) -> None:
         writer = self._writers.get(number)
         if writer is None:
             return
