@@ -171,10 +171,7 @@ class _Shard:
         if self._file is None:
             self._give_up("unreachable" if self._node is None else "missing")
             return
-        size = self._file.size()
-        digests = None
-        if size >= self._geometry.shard_bytes:
-            digests = self._read(self._geometry.digests_at, self._geometry.stripes * DIGEST_BYTES)
+        digests = self._read(self._geometry.digests_at, self._geometry.stripes * DIGEST_BYTES)
         if self.condition == "unreachable":
             return
         if digests is None or hashlib.sha256(digests).hexdigest() != self._expected:
@@ -182,7 +179,7 @@ class _Shard:
             return
         self._digests = digests
         # What was put behind it harms nothing, but is not what was stored.
-        if size > self._geometry.shard_bytes:
+        if self._file.size() > self._geometry.shard_bytes:
             self.condition = "damaged"
 
     def _read(self, offset: int, size: int) -> bytes | None:

@@ -131,8 +131,9 @@ def test_neighbours_with_like_names_are_apart(home: Settings) -> None:
 
 
 def test_a_place_that_cannot_be_opened_is_a_mistake_in_the_settings() -> None:
-    with pytest.raises(ConfigurationError, match="storage_nodes: a"):
-        Node("a", "nothing://there/x").check()
+    for uri in ("nothing://there/x", "mock:///x"):
+        with pytest.raises(ConfigurationError, match="storage_nodes: a"):
+            Node("a", uri).check()
 
 
 def test_a_place_that_cannot_be_opened_now_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
