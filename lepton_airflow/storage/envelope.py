@@ -24,6 +24,7 @@ from tink import json_proto_keyset_format, streaming_aead
 from lepton_airflow.errors import DecryptionFailed, KeyExposure, LeptonError
 from lepton_airflow.keys.keyset import Keyset
 from lepton_airflow.keys.reference import KeysetReference
+from lepton_airflow.storage.manifest import version_text
 
 streaming_aead.register()
 
@@ -116,7 +117,7 @@ class VersionKey:
     def __reduce__(self) -> NoReturn:
         raise KeyExposure(
             "The key of a stored version is not pickled or copied.",
-            place=f"stored dataset {self._dataset}, version {self._version}",
+            place=version_text(self._dataset, self._version),
             remedy="Send the encrypted key and a KeysetReference instead.",
         )
 
@@ -170,6 +171,6 @@ def _context(what: str, dataset: str, version: str, **more: str) -> bytes:
 def _not_authentic(dataset: str, version: str, what: str) -> DecryptionFailed:
     return DecryptionFailed(
         f"{what} is not authentic for this dataset and version.",
-        place=f"stored dataset {dataset}, version {version}",
+        place=version_text(dataset, version),
         remedy="Find out who can write to the storage nodes or to the audit database; an older version may still be whole.",
     )

@@ -126,6 +126,11 @@ def folder_of(dataset: str, version: str) -> str:
     return f"{quote(dataset, safe='').replace('.', '%2E')}/{version}"
 
 
+def version_text(dataset: str, version: str) -> str:
+    """A version in errors: where it happened."""
+    return f"stored dataset {dataset}, version {version}"
+
+
 def shard_name(object_id: str, number: int) -> str:
     """The name of a shard's file in its version's folder."""
     return f"{object_id}.{number:02d}"
@@ -147,7 +152,7 @@ def read_manifest(nodes: Sequence[Node], *, dataset: str, version: str, expected
             continue
         if content is not None:
             return Manifest.from_bytes(content)
-    place = f"stored dataset {dataset}, version {version}"
+    place = version_text(dataset, version)
     if unreachable:
         raise NodeUnavailable(
             f"No node that can be reached has its manifest; out of reach: {', '.join(unreachable)}.",

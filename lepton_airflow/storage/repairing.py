@@ -9,7 +9,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lepton_airflow.errors import NodeUnavailable, ShardsLost
-from lepton_airflow.storage.manifest import MANIFEST, Code, Manifest, StoredObject, by_shard, manifest_copy
+from lepton_airflow.storage.manifest import (
+    MANIFEST,
+    Code,
+    Manifest,
+    StoredObject,
+    by_shard,
+    manifest_copy,
+    version_text,
+)
 from lepton_airflow.storage.nodes import Node
 from lepton_airflow.storage.shards import Condition, ObjectShards, ShardWriter
 from lepton_airflow.storage.tasks import in_tasks
@@ -63,7 +71,7 @@ def check(session: SparkSession, manifest: Manifest, *, nodes: Sequence[Node], r
     ready, copies, leftovers = _prepare(manifest, nodes, repair=repair)
     recipe = _Recipe(
         folder=manifest.folder,
-        place=f"stored dataset {manifest.dataset}, version {manifest.version}",
+        place=version_text(manifest.dataset, manifest.version),
         nodes=ready,
         names=manifest.nodes,
         code=manifest.code,

@@ -15,7 +15,7 @@ from lepton_airflow.errors import InvalidData
 from lepton_airflow.keys.reference import KeysetReference
 from lepton_airflow.storage.envelope import VersionKeyReference
 from lepton_airflow.storage.files import IndexedFile, read_index
-from lepton_airflow.storage.manifest import Code, Manifest, StoredObject, by_shard
+from lepton_airflow.storage.manifest import Code, Manifest, StoredObject, by_shard, version_text
 from lepton_airflow.storage.nodes import Node
 from lepton_airflow.storage.shards import Condition, ObjectShards, ShardReader
 from lepton_airflow.storage.tasks import in_tasks
@@ -68,7 +68,7 @@ def restore(
     recipe = _Recipe(
         tries=f"{target.rstrip('/')}/{tries}",
         folder=manifest.folder,
-        place=f"stored dataset {manifest.dataset}, version {manifest.version}",
+        place=version_text(manifest.dataset, manifest.version),
         nodes=by_shard(manifest, nodes),
         names=manifest.nodes,
         code=manifest.code,

@@ -16,7 +16,7 @@ from lepton_airflow.errors import InvalidData, NodeUnavailable
 from lepton_airflow.keys.reference import KeysetReference
 from lepton_airflow.storage.envelope import VersionKey, VersionKeyReference
 from lepton_airflow.storage.files import File, IndexedFile, list_files, write_index
-from lepton_airflow.storage.manifest import MANIFEST, Code, Manifest, StoredObject, folder_of
+from lepton_airflow.storage.manifest import MANIFEST, Code, Manifest, StoredObject, folder_of, version_text
 from lepton_airflow.storage.nodes import Node
 from lepton_airflow.storage.shards import ShardWriter
 from lepton_airflow.storage.tasks import in_tasks
@@ -81,7 +81,7 @@ def store(
     recipe = _Recipe(
         source=source.rstrip("/"),
         folder=folder,
-        place=f"stored dataset {dataset}, version {version}",
+        place=version_text(dataset, version),
         nodes=_ready(nodes, folder, fewest),
         code=code,
         fewest=fewest,

@@ -107,18 +107,6 @@ def test_a_disk_that_is_full_for_the_sealer_signs_nothing(
     assert seal(sqlite_engine, signer=signer, exports=[]).tree_size == 601
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(command, check=False).returncode:
-        pytest.skip("whoever runs this may not mount a file system; the tests with RLIMIT_FSIZE need no right to")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 def test_a_log_on_a_file_system_without_space_fails_closed_and_goes_on_once_there_is_some(
     small_disk: Path, signer: Signer
 ) -> None:

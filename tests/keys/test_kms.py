@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,39 +25,13 @@ SECRET = bytes(range(32))
 REGION = "eu-central-1"
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, "the server did not start"
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
 @pytest.fixture
-def aws(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def aws(aws_server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A client of the service; identities find the service and credentials in the environment, as everywhere on AWS."""
     import boto3
 
     for name, value in {
-        "AWS_ENDPOINT_URL": server,
+        "AWS_ENDPOINT_URL": aws_server,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": REGION,
@@ -143,9 +114,9 @@ def test_a_key_that_is_missing_is_refused_and_named(key_uri, tmp_path):
     assert not (tmp_path / "identities").exists()
 
 
-def test_missing_credentials_are_final_and_a_service_that_is_away_is_not(cloud, monkeypatch):
+def test_missing_credentials_are_final_and_a_service_that_is_away_is_not(cloud, free_port, monkeypatch):
     sealed = cloud.recipient.seal(SECRET, b"purpose")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port}")
     with pytest.raises(KeyServiceUnavailable, match="EndpointConnectionError") as away:
         cloud.unseal(sealed, b"purpose")
     assert not away.value.final

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,28 +66,19 @@ def test_what_is_not_there_is_none_and_deleting_it_is_no_error(nodes: tuple[Node
     node.delete_folder("d")
 
 
-def test_a_full_disk_is_a_node_that_cannot_be_written(tmp_path: Path) -> None:
-    mounted = tmp_path / "small"
-    mounted.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mounted)], capture_output=True)
-    if mount.returncode:
-        assert b"permission" in mount.stderr.lower() or b"superuser" in mount.stderr.lower(), mount.stderr
-        pytest.skip("mounting needs rights that this user has not")
-    try:
-        node = Node("small", mounted.as_uri())
-        node.prepare()
-        with pytest.raises(NodeUnavailable, match="OSError"):
-            node.write("f", bytes(1 << 20))
-        assert node.names("") == [MARKER]
-        writer = ShardWriter([node, None], "", "a" * 32, Code(1, 1, block_bytes=1 << 16))
-        for _ in range(8):
-            writer.write(bytes(1 << 16))
-        writer.finish()
-        assert (writer.missing, node.names("")) == ({0, 1}, [MARKER])
-        writer.discard()
-        node.check()
-    finally:
-        subprocess.run(["umount", str(mounted)], check=True)
+def test_a_full_disk_is_a_node_that_cannot_be_written(small_disk: Path) -> None:
+    node = Node("small", small_disk.as_uri())
+    node.prepare()
+    with pytest.raises(NodeUnavailable, match="OSError"):
+        node.write("f", bytes(2 << 20))
+    assert node.names("") == [MARKER]
+    writer = ShardWriter([node, None], "", "a" * 32, Code(1, 1, block_bytes=1 << 16))
+    for _ in range(32):
+        writer.write(bytes(1 << 16))
+    writer.finish()
+    assert (writer.missing, node.names("")) == ({0, 1}, [MARKER])
+    writer.discard()
+    node.check()
 
 
 def test_nodes_are_those_of_the_settings(storage: Settings) -> None:
@@ -153,38 +140,18 @@ def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def object_store() -> Iterator[str]:
-    """The URI of a bucket in a server of S3's interface (moto), a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        import boto3
+@pytest.fixture
+def object_store(aws_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a bucket, with a place for the folder in it."""
+    import boto3
 
-        who = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
-        boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **who).create_bucket(Bucket="shards")
-        yield f"s3://shards/{{}}?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    boto3.client("s3", endpoint_url=aws_server, region_name="us-east-1").create_bucket(Bucket="shards")
+    return f"s3://shards/{{}}?scheme=http&endpoint_override={aws_server.removeprefix('http://')}&region=us-east-1"
 
 
-def test_shards_on_object_stores_and_a_folder_together(
-    object_store: str, nodes: tuple[Node, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}.items():
-        monkeypatch.setenv(name, value)
+def test_shards_on_object_stores_and_a_folder_together(object_store: str, nodes: tuple[Node, ...]) -> None:
     mixed = (Node("x", object_store.format("x")), nodes[0], Node("y", object_store.format("y")))
     code, content = Code(2, 1, block_bytes=1000), bytes(range(256)) * 50
     for node in mixed:
